@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: GPL-2.0
+"""Runs the two sides of one of the kernel's vsock programs, and reads the results of their cases."""
+
+import dataclasses
+import pathlib
+import re
+from collections.abc import Sequence
+
+import rig
+
+CASE = re.compile(r"^(\d+) - ", re.MULTILINE)
+
+# What the programs print when a case cannot show anything in the set-up they found.
+NO_EFFECT = re.compile(r"Test skipped.*|Setup unsupported.*|No transports (?:detected|tested)")
+
+# 15 s for vsock_test on a quiet machine.
+TIMEOUT = 180.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """What one side says about one case."""
+
+    number: int
+    output: str
+
+    @property
+    def title(self) -> str:
+        return self.output.partition("...")[0]
+
+    @property
+    def passed(self) -> bool:
+        return self.output.rstrip().endswith("ok")
+
+    @property
+    def skip_reason(self) -> str | None:
+        found = NO_EFFECT.search(self.output)
+        if found:
+            return found.group()
+        return "skipped" if self.output.rstrip().endswith("...skipped") else None
+
+
+def parse(output: str) -> dict[int, Case]:
+    """Cases by number; the last one ends where the program says that it is through."""
+    output = output.partition("All tests have been executed")[0]
+    starts = list(CASE.finditer(output))
+    ends = [start.start() for start in starts[1:]] + [len(output)]
+    cases = [
+        Case(int(start.group(1)), output[start.start() : end]) for start, end in zip(starts, ends, strict=True)
+    ]
+    return {case.number: case for case in cases}
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """Both sides of a run."""
+
+    server: dict[int, Case]
+    client: dict[int, Case]
+    statuses: tuple[int, int]
+    output: str
+
+    def require(self, number: int) -> str | None:
+        """Asserts that a case passed on both sides; the reason if it had no effect on one."""
+        for name, side in (("server", self.server), ("client", self.client)):
+            assert number in side, f"the {name} did not come to case {number}\n{self.output}"
+        reason = self.server[number].skip_reason or self.client[number].skip_reason
+        if reason is None:
+            for name, side in (("server", self.server), ("client", self.client)):
+                assert side[number].passed, f"failed on the {name}: {side[number].output}\n{self.output}"
+        return reason
+
+
+@dataclasses.dataclass(frozen=True)
+class End:
+    """One side of a run: where it is and how it reaches the other."""
+
+    machine: rig.Host | rig.Guest
+    peer_cid: int
+    control_port: int
+    control_host: str = ""
+
+    def start(self, program: pathlib.Path, mode: str, skip: Sequence[int]) -> rig.Command:
+        arguments = [
+            self.machine.program(program),
+            f"--mode={mode}",
+            f"--control-port={self.control_port}",
+            f"--peer-cid={self.peer_cid}",
+            *(f"--skip={number}" for number in skip),
+        ]
+        if self.control_host:
+            arguments.append(f"--control-host={self.control_host}")
+        # One stream, so that messages stand with the case they belong to.
+        return self.machine.start(["sh", "-c", 'exec "$@" 2>&1', "sh", *arguments])
+
+
+def run(program: pathlib.Path, server: End, client: End, skip: Sequence[int] = ()) -> Outcome:
+    """Runs both sides to their end, without the cases in `skip`."""
+    listening = server.start(program, "server", skip)
+    try:
+        listening.wait_for("Control socket listening", timeout=60)
+        connecting = client.start(program, "client", skip)
+        try:
+            status = connecting.wait(TIMEOUT, check=False).status
+        finally:
+            connecting.kill()
+        statuses = (listening.wait(60, check=False).status, status)
+    finally:
+        listening.kill()
+    output = f"--- server\n{listening.stdout[-3000:]}\n--- client\n{connecting.stdout[-3000:]}"
+    return Outcome(parse(listening.stdout), parse(connecting.stdout), statuses, output)

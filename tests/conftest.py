@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: GPL-2.0
+"""Fixtures and reporting for all suites. A suite is a marker: see pytest.ini."""
+
+import collections
+import pathlib
+import sys
+import time
+
+import pytest
+
+TESTS = pathlib.Path(__file__).resolve().parent
+sys.path[:0] = [str(TESTS.parent / "tools"), str(TESTS)]
+
+import rig  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def host():
+    """The host VM, booted once for all suites."""
+    with rig.host() as machine:
+        yield machine
+
+
+@pytest.fixture
+def kernel_logs():
+    """Machines to check at the end of the test, whatever its result."""
+    machines: list[rig.Host | rig.Guest] = []
+    yield machines
+    for machine in machines:
+        machine.check_kernel_log()
+
+
+SUITES = pytest.StashKey[dict[str, float]]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[SUITES] = collections.defaultdict(float)
+
+
+def suite_of(item: pytest.Item) -> str:
+    """The first suite marker of a test."""
+    suites = {line.split(":")[0] for line in item.config.getini("markers")}
+    return next((mark.name for mark in item.iter_markers() if mark.name in suites), "other")
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_protocol(item: pytest.Item):
+    started = time.monotonic()
+    yield
+    item.config.stash[SUITES][suite_of(item)] += time.monotonic() - started
+
+
+def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
+    """The time of each suite."""
+    for suite, seconds in config.stash[SUITES].items():
+        terminalreporter.write_line(f"suite {suite}: {seconds:.1f} s")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Ends with the line that scripts look for."""
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is None or config.option.collectonly:
+        return
+    count = {name: len(reporter.stats.get(name, [])) for name in ("passed", "failed", "error", "skipped")}
+    line = f"{count['passed']} passed, {count['failed'] + count['error']} failed"
+    if count["skipped"]:
+        line += f", {count['skipped']} skipped"
+    print(line, flush=True)

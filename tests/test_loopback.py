@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: GPL-2.0
+"""Loopback: the kernel's own vsock programs with both sides on the host VM's kernel."""
+
+import case_log
+import pytest
+from peers import kernel_tools
+
+pytestmark = pytest.mark.loopback
+
+IMPLEMENTATIONS = ["c"]
+CID_LOCAL = 1
+CONTROL_PORT = 51000
+
+# Cases of each program in the kernel's tools/testing/vsock as of 7.2.
+CASES = {"vsock_test": 41, "vsock_diag_test": 3, "vsock_uring_test": 2}
+
+# Cases that cannot be run with both sides on one kernel.
+IMPOSSIBLE = {("vsock_diag_test", 2): "it expects one socket on the kernel, which here has both ends"}
+
+
+@pytest.fixture(scope="module", params=IMPLEMENTATIONS)
+def loopback(request, host):
+    """The host with one implementation of loopback, and no other transport."""
+    host.unload("host")
+    host.load("loopback", request.param)
+    host.run(["modprobe", "vsock_diag"])
+    yield host
+    host.unload("loopback")
+
+
+@pytest.fixture(scope="module")
+def outcomes(loopback):
+    """Results by program; each program runs once, when its first case is asked for."""
+    known: dict[str, case_log.Outcome] = {}
+
+    def outcome(program: str) -> case_log.Outcome:
+        if program not in known:
+            server = case_log.End(loopback, CID_LOCAL, CONTROL_PORT)
+            client = case_log.End(loopback, CID_LOCAL, CONTROL_PORT, "127.0.0.1")
+            skip = [number for name, number in IMPOSSIBLE if name == program]
+            known[program] = case_log.run(kernel_tools.build()[program], server, client, skip)
+        return known[program]
+
+    return outcome
+
+
+@pytest.mark.parametrize(
+    "program, number", [(program, number) for program, count in CASES.items() for number in range(count)]
+)
+def test_case(outcomes, loopback, kernel_logs, program, number):
+    kernel_logs.append(loopback)
+    reason = outcomes(program).require(number)
+    if reason:
+        pytest.skip(IMPOSSIBLE.get((program, number), reason))
+
+
+@pytest.mark.parametrize("program", CASES)
+def test_every_case_was_run(outcomes, program):
+    outcome = outcomes(program)
+    assert outcome.statuses == (0, 0), outcome.output
+    assert len(outcome.server) == len(outcome.client) == CASES[program]
+
+
+def test_the_module_can_be_unloaded(loopback, kernel_logs):
+    kernel_logs.append(loopback)
+    loopback.unload("loopback")
+    assert not any("loopback" in name for name in loopback.loaded_modules())

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: GPL-2.0
+"""The serial console of a virtual machine: kept in a file, and watched while it is written."""
+
+import pathlib
+import re
+import threading
+from collections.abc import Callable
+
+from .errors import EmulationTrap, MachineError, MachineLost, MachinePanic
+
+PANIC = re.compile(rb"Kernel panic - not syncing[^\r\n]*")
+
+# KVM inside the emulated host misreads a stale event type (rig fault, see Documentation).
+TRAP = re.compile(rb"KVM internal error\. Suberror: 3")
+TRAP_TEXT = (
+    "KVM inside the emulated host gave up on it (\"KVM internal error. Suberror: 3\"). This is a fault of "
+    "the emulation, not of the guest: kvm-amd tests the type of exit_int_info without its valid bit, and "
+    "QEMU leaves the type of an exception there that it has delivered"
+)
+
+TAIL_LINES = 40
+# A panic's stack trace follows its headline; this long it is waited for.
+PANIC_GRACE = 3.0
+
+
+class Console:
+    """What a machine prints. Calls `on_error` once when that shows that the machine cannot go on."""
+
+    def __init__(self, name: str, path: pathlib.Path, on_error: Callable[[MachineError], None]):
+        self.name = name
+        self.path = path
+        self._file = open(path, "wb", buffering=0)
+        self._data = bytearray()
+        self._on_error = on_error
+        self._changed = threading.Condition()
+        self._panic: threading.Timer | None = None
+
+    def feed(self, data: bytes) -> None:
+        """Takes what was printed; no bytes mean that the machine ended."""
+        if not data:
+            self._ended()
+            return
+        with self._changed:
+            start = max(0, len(self._data) - 200)
+            self._data += data
+            self._file.write(data)
+            self._changed.notify_all()
+        if self._panic is None and PANIC.search(self._data, start):
+            self._panic = threading.Timer(PANIC_GRACE, self._ended)
+            self._panic.daemon = True
+            self._panic.start()
+        if TRAP.search(self._data, start):
+            self._on_error(EmulationTrap(f"{self.name}: {TRAP_TEXT}\n{self.tail()}"))
+
+    def _ended(self) -> None:
+        if self._panic:
+            self._panic.cancel()
+        found = PANIC.search(self._data)
+        if found:
+            headline = found.group().decode(errors="replace")
+            self._on_error(MachinePanic(f"{self.name}: {headline}\n{self.tail()}"))
+        else:
+            self._on_error(MachineLost(f"{self.name}: the virtual machine ended\n{self.tail()}"))
+
+    @property
+    def size(self) -> int:
+        """A position to pass to `text` later."""
+        return len(self._data)
+
+    def text(self, since: int = 0) -> str:
+        return bytes(self._data[since:]).decode(errors="replace").replace("\r", "")
+
+    def wait_for(self, text: str, timeout: float) -> bool:
+        needle = text.encode()
+        with self._changed:
+            return self._changed.wait_for(lambda: needle in self._data, timeout)
+
+    def tail(self) -> str:
+        """The end of the console, for messages."""
+        lines = self.text().splitlines()[-TAIL_LINES:]
+        shown = "\n".join(f"  {self.name}| {line}" for line in lines)
+        return f"{shown}\n  (all of it: {self.path})"

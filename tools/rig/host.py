@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: GPL-2.0
+"""The host VM: booted by virtme-ng, with the tree as its root."""
+
+import contextlib
+import os
+import pathlib
+import secrets
+import signal
+import socket
+import subprocess
+import threading
+from collections.abc import Iterator
+
+from . import acceleration, programs, runs
+from .channel import Channel
+from .console import Console
+from .errors import MachineError, RigError
+from .guest import Guest
+from .machine import Machine
+
+# 5 s on a quiet machine.
+BOOT_TIMEOUT = 90.0
+
+KERNEL_ARGUMENTS = """
+console=ttyS0 loglevel=7 panic=-1 oops=panic printk.devkmsg=on mitigations=off tsc=reliable no_timer_check
+nowatchdog audit=0 random.trust_cpu=on cryptomgr.notests net.ifnames=0 systemd.show_status=0
+""".split()
+
+
+class SocketStream:
+    """The rig's end of the host's virtio-serial port."""
+
+    def __init__(self, end: socket.socket):
+        self._socket = end
+
+    def write(self, data: bytes) -> None:
+        self._socket.sendall(data)
+
+    def read(self) -> bytes:
+        return self._socket.recv(1 << 16)
+
+
+def virtme_command(memory: int, cpus: int, cpu: str, port: int, arguments: list[str]) -> list[str]:
+    """virtme-run is the part of virtme-ng that boots; vng adds what interactive use needs."""
+    kernel = [f"--kopt={argument}" for argument in arguments]
+    accelerator = acceleration.HARDWARE if acceleration.hardware() else acceleration.EMULATION
+    return [
+        *("virtme-run", "--kimg", str(runs.image()), "--mods", "auto", "--force-9p", "--disable-microvm"),
+        *("--disable-kvm", "--disable-monitor", "--memory", f"{memory}M", "--cpus", str(cpus)),
+        *(*kernel, "--qemu-opts", *accelerator, "-cpu", cpu, "-no-reboot"),
+        *("-fsdev", "local,id=rig,path=/,security_model=none,readonly=on,multidevs=remap"),
+        *("-device", "virtio-9p-pci,fsdev=rig,mount_tag=rig"),
+        *("-device", "virtio-serial-pci,id=serial", "-chardev", f"socket,id=agent,fd={port}"),
+        *("-device", "virtserialport,bus=serial.0,chardev=agent,name=rvsock.agent"),
+    ]
+
+
+class Host(Machine):
+    """The host VM; use `host()`."""
+
+    def __init__(self, run: runs.Run, memory: int, cpus: int, cpu: str):
+        super().__init__()
+        self.name = "host"
+        self.cpu = cpu
+        self.directory = run.path
+        self.agent = programs.agent()
+        self._guests: list[Guest] = []
+        self.console = Console(self.name, run.path / "host.log", self._fail)
+        self._boot(memory, cpus)
+
+    def _boot(self, memory: int, cpus: int) -> None:
+        session = secrets.token_hex(8)
+        arguments = [
+            *KERNEL_ARGUMENTS,
+            # The first init= counts, virtme-run's own comes last.
+            f"init={runs.RIG / 'host-init'}",
+            f"rig_agent={self.agent}",
+            f"rig_session={session}",
+        ]
+        ours, theirs = socket.socketpair()
+        # virtme-run adds a second, slower kernel console if it can open its error output, which
+        # it cannot if that is a socket.
+        errors, their_errors = socket.socketpair()
+        command = virtme_command(memory, cpus, self.cpu, theirs.fileno(), arguments)
+        self._process = subprocess.Popen(
+            command,
+            cwd="/",
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=their_errors,
+            pass_fds=[theirs.fileno()],
+            start_new_session=True,
+        )
+        theirs.close()
+        their_errors.close()
+        self._follow(self._process.stdout, self.directory / "host-qemu.log", errors)
+        self.channel = Channel(self.name, SocketStream(ours), session, self.console.tail)
+
+    def _follow(self, output, log: pathlib.Path, errors: socket.socket) -> None:
+        def read_console() -> None:
+            while data := os.read(output.fileno(), 1 << 16):
+                self.console.feed(data)
+            self._process.wait()
+            self.console.feed(b"")
+
+        def read_errors() -> None:
+            with open(log, "wb", buffering=0) as file:
+                while data := errors.recv(1 << 16):
+                    file.write(data)
+
+        for target in (read_console, read_errors):
+            threading.Thread(target=target, name=f"host {target.__name__}", daemon=True).start()
+
+    def _fail(self, error: MachineError) -> None:
+        log = self.directory / "host-qemu.log"
+        text = log.read_text(errors="replace").strip() if log.exists() else ""
+        if text:
+            error = type(error)(f"{error}\n  QEMU said: {text}")
+        self.channel.fail(error)
+
+    def wait_ready(self) -> None:
+        self.channel.wait_ready(BOOT_TIMEOUT)
+        if not self.run(["test", "-e", "/dev/kvm"], check=False).status == 0:
+            return
+        if "svm" in self.run(["sh", "-c", "cat /proc/cpuinfo"]).stdout.split():
+            self._require_nested_paging()
+
+    def _require_nested_paging(self) -> None:
+        if "Nested Paging enabled" not in self.run(["dmesg"]).stdout:
+            raise RigError(
+                f"the host VM has no nested paging (CPU model {self.cpu!r}): guests would hang; "
+                "use a model with NPT, such as max"
+            )
+
+    @contextlib.contextmanager
+    def guest(self, cid: int = 3, **options) -> Iterator[Guest]:
+        """A guest with this CID; see `Guest` for the options."""
+        guest = Guest(self, cid, **options)
+        self._guests.append(guest)
+        try:
+            guest.wait_ready()
+            yield guest
+        finally:
+            self._guests.remove(guest)
+            guest.close()
+
+    def close(self) -> None:
+        """Ends the VM; it has nothing on disk that would need a shutdown."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+
+@contextlib.contextmanager
+def host(*, memory: int = 3072, cpus: int = 2, cpu: str = "max") -> Iterator[Host]:
+    """A running host VM; `memory` in MiB, `cpu` a QEMU model with its flags."""
+    run = runs.Run()
+    machine = Host(run, memory, cpus, cpu)
+    try:
+        machine.wait_ready()
+        yield machine
+    finally:
+        machine.close()
+        run.close()

@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: GPL-2.0
+"""What host and guest have in common: commands, files, modules, the kernel's log."""
+
+import itertools
+import pathlib
+import shlex
+from collections.abc import Mapping, Sequence
+
+from . import kernel_log, transports
+from .channel import PATIENCE, Channel, Command, Result
+from .console import Console
+
+# Commands in an emulated machine on a busy one: the longest quiet time seen for those that do not
+# say themselves how long they take is 5 s.
+COMMAND_TIMEOUT = 60.0
+
+
+class Machine:
+    """A running virtual machine. Subclasses set `name`, `console` and `channel`."""
+
+    name: str
+    console: Console
+    channel: Channel
+
+    def __init__(self) -> None:
+        self._marks = itertools.count(1)
+        self._checked = 0
+        self._programs: set[pathlib.Path] = set()
+
+    # Commands.
+
+    def start(
+        self,
+        arguments: Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+    ) -> Command:
+        """Starts a command in the background."""
+        return self.channel.start(arguments, env, cwd)
+
+    def run(
+        self,
+        arguments: Sequence[str],
+        *,
+        timeout: float = COMMAND_TIMEOUT,
+        check: bool = True,
+        input: bytes = b"",
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+    ) -> Result:
+        """Runs a command to its end; raises CommandFailed if its status is not 0 (unless `check` is off)."""
+        command = self.start(arguments, env=env, cwd=cwd)
+        if input:
+            command.write(input)
+        command.close_input()
+        return command.wait(timeout, check)
+
+    def shell(self, script: str, **options) -> Result:
+        """Runs a shell script."""
+        return self.run(["sh", "-euc", script], **options)
+
+    def put(self, source: pathlib.Path, target: str, mode: int = 0o644) -> None:
+        """Copies a file into the machine."""
+        script = f"mkdir -p {shlex.quote(str(pathlib.PurePosixPath(target).parent))}\n"
+        script += f"cat > {shlex.quote(target)}\nchmod {mode:o} {shlex.quote(target)}"
+        self.shell(script, input=source.read_bytes())
+
+    def program(self, path: pathlib.Path) -> str:
+        """The path in the machine of a program that is built outside it."""
+        target = f"/run/programs/{path.name}"
+        if path not in self._programs:
+            self.put(path, target, 0o755)
+            self._programs.add(path)
+        return target
+
+    # Modules.
+
+    def load(self, role: str, implementation: str) -> None:
+        """Makes `implementation` ("c" or "rust") the only transport loaded for `role`."""
+        transports.load(self, role, implementation)
+
+    def unload(self, role: str) -> None:
+        """Unloads the transport for `role`, whichever it is."""
+        transports.unload(self, role)
+
+    def loaded_modules(self) -> list[str]:
+        lines = self.run(["cat", "/proc/modules"]).stdout.splitlines()
+        return [line.split()[0] for line in lines]
+
+    # The kernel's log.
+
+    def kernel_log(self, since: int = 0) -> str:
+        """What the kernel has logged, complete up to now."""
+        mark = f"rig: mark {next(self._marks)} of {self.name}"
+        self.run(["sh", "-c", f"echo '{mark}' > /dev/kmsg"])
+        if not self.console.wait_for(mark, PATIENCE):
+            raise RuntimeError(f"{self.name}: the console stays silent\n{self.console.tail()}")
+        return self.console.text(since)
+
+    def check_kernel_log(self) -> None:
+        """Raises KernelReport if the kernel complained since the last check."""
+        log = self.kernel_log(self._checked)
+        self._checked = self.console.size
+        kernel_log.check(self.name, log)

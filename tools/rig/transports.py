@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: GPL-2.0
+"""Which modules make a transport, in C and in Rust, and how to exchange them in a running machine."""
+
+import dataclasses
+import pathlib
+import subprocess
+import typing
+
+from . import runs
+from .errors import NotBuilt
+
+if typing.TYPE_CHECKING:
+    from .machine import Machine
+
+
+@dataclasses.dataclass(frozen=True)
+class Role:
+    """A place in the vsock world and the modules that can fill it, in load order."""
+
+    c: tuple[str, ...]
+    rust: tuple[str, ...]
+
+    @property
+    def all(self) -> tuple[str, ...]:
+        return self.c + self.rust
+
+
+ROLES = {
+    "loopback": Role(("vsock_loopback",), ("vsock_trace_rs", "vsock_loopback_rs")),
+    "guest": Role(("vmw_vsock_virtio_transport",), ("vsock_trace_rs", "virtio_transport_rs")),
+    "host": Role(("vhost_vsock",), ("vsock_trace_rs", "vhost_vsock_rs")),
+}
+IMPLEMENTATIONS = ("c", "rust")
+
+# Shared by roles: unloaded with the last of its users.
+SHARED = ("vsock_trace_rs", "vmw_vsock_virtio_transport_common")
+
+
+def built(module: str) -> pathlib.Path:
+    """The file of a module of ours, as `make modules` leaves it."""
+    directory = runs.CHECKOUT / "build" / runs.release()
+    for path in directory.rglob(f"{module}.ko"):
+        return path
+    raise NotBuilt(f"there is no {module}.ko below {directory}: run `make modules`")
+
+
+def dependencies(path: pathlib.Path) -> list[str]:
+    """Modules of the kernel that a module needs."""
+    output = subprocess.run(["modinfo", "-F", "depends", path], capture_output=True, text=True, check=True)
+    return [name for name in output.stdout.strip().split(",") if name and not name.endswith("_rs")]
+
+
+def load(machine: "Machine", role: str, implementation: str) -> None:
+    modules = getattr(ROLES[role], implementation)
+    paths = {name: built(name) for name in modules} if implementation == "rust" else {}
+    unload(machine, role)
+    present = machine.loaded_modules()
+    for name in modules:
+        if name in present:
+            continue
+        if name in paths:
+            for needed in dependencies(paths[name]):
+                machine.run(["modprobe", needed])
+            # The host's view of the cache may be older than the file.
+            machine.put(paths[name], f"/run/modules/{name}.ko")
+            machine.run(["insmod", f"/run/modules/{name}.ko"])
+        else:
+            machine.run(["modprobe", name])
+
+
+def unload(machine: "Machine", role: str) -> None:
+    """Removes the modules of a role, and shared ones that nobody else uses any more."""
+    present = machine.loaded_modules()
+    for name in reversed(ROLES[role].all):
+        if name in present and name not in SHARED:
+            machine.run(["rmmod", name])
+    for name in SHARED:
+        if name in present and unused(machine, name):
+            machine.run(["rmmod", name])
+
+
+def unused(machine: "Machine", module: str) -> bool:
+    count = machine.run(["cat", f"/sys/module/{module}/refcnt"], check=False)
+    return count.status == 0 and count.stdout.strip() == "0"
