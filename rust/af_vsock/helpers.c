@@ -1,0 +1,220 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Macros and static inlines of the socket layer that the af_vsock crate uses.
+ * The prefix differs from the kernel's `rust_helper_`, whose names vmlinux exports.
+ */
+#include <linux/sched.h>
+#include <linux/skbuff.h>
+#include <linux/virtio_vsock.h>
+#include <linux/workqueue.h>
+#include <net/af_vsock.h>
+#include <net/sock.h>
+#include <trace/events/vsock_virtio_transport_common.h>
+
+/* --- sockets --- */
+
+struct net *rvsock_helper_sock_net(const struct sock *sk)
+{
+	return sock_net(sk);
+}
+
+void rvsock_helper_sock_hold(struct sock *sk)
+{
+	sock_hold(sk);
+}
+
+void rvsock_helper_sock_put(struct sock *sk)
+{
+	sock_put(sk);
+}
+
+bool rvsock_helper_sock_flag(const struct sock *sk, enum sock_flags flag)
+{
+	return sock_flag(sk, flag);
+}
+
+void rvsock_helper_sock_set_flag(struct sock *sk, enum sock_flags flag)
+{
+	sock_set_flag(sk, flag);
+}
+
+bool rvsock_helper_sk_acceptq_is_full(const struct sock *sk)
+{
+	return sk_acceptq_is_full(sk);
+}
+
+int rvsock_helper_sock_rcvlowat(const struct sock *sk)
+{
+	return sock_rcvlowat(sk, 0, INT_MAX);
+}
+
+void rvsock_helper_lock_child(struct sock *sk)
+{
+	lock_sock_nested(sk, SINGLE_DEPTH_NESTING);
+}
+
+bool rvsock_helper_current_is_exiting(void)
+{
+	return current->flags & PF_EXITING;
+}
+
+/* --- vsock sockets --- */
+
+bool rvsock_helper_vsock_net_mode_global(struct vsock_sock *vsk)
+{
+	return vsock_net_mode_global(vsk);
+}
+
+/* As virtio_transport_do_socket_init() leaves it: whatever may look at it finds locks and a queue. */
+void rvsock_helper_init_decoy(struct virtio_vsock_sock *decoy, struct vsock_sock *vsk)
+{
+	memset(decoy, 0, sizeof(*decoy));
+	decoy->vsk = vsk;
+	spin_lock_init(&decoy->rx_lock);
+	spin_lock_init(&decoy->tx_lock);
+	skb_queue_head_init(&decoy->rx_queue);
+}
+
+void rvsock_helper_schedule_close(struct vsock_sock *vsk, struct workqueue_struct *queue,
+				  work_func_t run, unsigned long delay)
+{
+	INIT_DELAYED_WORK(&vsk->close_work, run);
+	vsk->close_work_scheduled = true;
+	queue_delayed_work(queue, &vsk->close_work, delay);
+}
+
+bool rvsock_helper_cancel_close(struct vsock_sock *vsk)
+{
+	return cancel_delayed_work(&vsk->close_work);
+}
+
+/* --- packets --- */
+
+/* The whole payload in pages, in runs of up to 2^order of them. */
+struct sk_buff *rvsock_helper_alloc_payload(unsigned int len, int order, gfp_t gfp)
+{
+	struct sk_buff *skb;
+	int err;
+
+	skb = alloc_skb_with_frags(0, len, order, &err, gfp);
+	if (!skb)
+		return NULL;
+	skb->data_len = len;
+	skb->len = len;
+	return skb;
+}
+
+/* The whole payload in one piece; NULL if there is no such piece to be had without effort. */
+struct sk_buff *rvsock_helper_alloc_contiguous(unsigned int len, gfp_t gfp)
+{
+	unsigned int order = get_order(len);
+	struct sk_buff *skb;
+	struct page *page;
+
+	/* Small payload shares the head; more would round it up to the next power of two. */
+	if (len <= SKB_WITH_OVERHEAD(PAGE_SIZE)) {
+		skb = alloc_skb(len, gfp);
+		if (skb)
+			skb_put(skb, len);
+		return skb;
+	}
+	page = alloc_pages(order ? gfp | __GFP_COMP | __GFP_NORETRY | __GFP_NOWARN : gfp, order);
+	if (!page)
+		return NULL;
+	skb = alloc_skb(0, gfp);
+	if (!skb) {
+		__free_pages(page, order);
+		return NULL;
+	}
+	skb_add_rx_frag(skb, 0, page, 0, len, PAGE_SIZE << order);
+	return skb;
+}
+
+bool rvsock_helper_skb_is_nonlinear(const struct sk_buff *skb)
+{
+	return skb_is_nonlinear(skb);
+}
+
+void rvsock_helper_skb_orphan(struct sk_buff *skb)
+{
+	skb_orphan(skb);
+}
+
+void *rvsock_helper_pskb_pull(struct sk_buff *skb, unsigned int len)
+{
+	return pskb_pull(skb, len);
+}
+
+unsigned int rvsock_helper_skb_pieces(const struct sk_buff *skb)
+{
+	return skb_shinfo(skb)->nr_frags + (skb_headlen(skb) ? 1 : 0);
+}
+
+/* The address and length of piece `i`: what lies in the head, if anything, then the fragments. */
+void *rvsock_helper_skb_piece(const struct sk_buff *skb, unsigned int i, unsigned int *len)
+{
+	const skb_frag_t *frag;
+
+	if (skb_headlen(skb)) {
+		if (i == 0) {
+			*len = skb_headlen(skb);
+			return skb->data;
+		}
+		i--;
+	}
+	frag = &skb_shinfo(skb)->frags[i];
+	*len = skb_frag_size(frag);
+	/* Not skb_frag_address(): the page behind an offset beyond the first page is meant. */
+	return page_to_virt(skb_frag_page(frag)) + skb_frag_off(frag);
+}
+
+/* --- zero copy --- */
+
+void rvsock_helper_skb_zcopy_set(struct sk_buff *skb, struct ubuf_info *uarg)
+{
+	skb_zcopy_set(skb, uarg, NULL);
+}
+
+void rvsock_helper_net_zcopy_put(struct ubuf_info *uarg)
+{
+	net_zcopy_put(uarg);
+}
+
+void rvsock_helper_net_zcopy_put_abort(struct ubuf_info *uarg)
+{
+	net_zcopy_put_abort(uarg, true);
+}
+
+void rvsock_helper_msgzc_mark_copied(struct ubuf_info *uarg)
+{
+	uarg_to_msgzc(uarg)->zerocopy = 0;
+}
+
+/* --- tracepoints --- */
+
+bool rvsock_helper_trace_alloc_pkt_enabled(void)
+{
+	return trace_virtio_transport_alloc_pkt_enabled();
+}
+
+void rvsock_helper_trace_alloc_pkt(const struct virtio_vsock_hdr *hdr, bool zcopy)
+{
+	trace_virtio_transport_alloc_pkt(le64_to_cpu(hdr->src_cid), le32_to_cpu(hdr->src_port),
+					 le64_to_cpu(hdr->dst_cid), le32_to_cpu(hdr->dst_port),
+					 le32_to_cpu(hdr->len), le16_to_cpu(hdr->type),
+					 le16_to_cpu(hdr->op), le32_to_cpu(hdr->flags), zcopy);
+}
+
+bool rvsock_helper_trace_recv_pkt_enabled(void)
+{
+	return trace_virtio_transport_recv_pkt_enabled();
+}
+
+void rvsock_helper_trace_recv_pkt(const struct virtio_vsock_hdr *hdr)
+{
+	trace_virtio_transport_recv_pkt(le64_to_cpu(hdr->src_cid), le32_to_cpu(hdr->src_port),
+					le64_to_cpu(hdr->dst_cid), le32_to_cpu(hdr->dst_port),
+					le32_to_cpu(hdr->len), le16_to_cpu(hdr->type),
+					le16_to_cpu(hdr->op), le32_to_cpu(hdr->flags),
+					le32_to_cpu(hdr->buf_alloc), le32_to_cpu(hdr->fwd_cnt));
+}

@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What `sendmsg()` and `recvmsg()` hand over.
+
+use core::marker::PhantomData;
+use kernel::iov::{IovIterDest, IovIterSource};
+use rvsock_bindings::bindings;
+
+/// A `struct msghdr` of a system call, or of a kernel user of sockets.
+///
+/// # Invariants
+///
+/// The message is valid and ours alone for `'a`. Its iterator is a source in an operation that
+/// sends and a destination in one that receives, which `SEND` says.
+pub struct Message<'a, const SEND: bool>(*mut bindings::msghdr, PhantomData<&'a mut ()>);
+
+impl<const SEND: bool> Message<'_, SEND> {
+    /// # Safety
+    ///
+    /// `message` has to be valid and exclusive for as long as the result is used, and its iterator
+    /// a source if `SEND` and a destination otherwise.
+    pub(crate) unsafe fn from_raw(message: *mut bindings::msghdr) -> Self {
+        // INVARIANT: By the requirements of this function.
+        Self(message, PhantomData)
+    }
+
+    pub(crate) fn as_raw(&mut self) -> *mut bindings::msghdr {
+        self.0
+    }
+
+    fn has(&self, flag: u32) -> bool {
+        // SAFETY: The message is valid.
+        unsafe { (*self.0).msg_flags & flag != 0 }
+    }
+}
+
+impl Message<'_, true> {
+    /// Whether this ends a record (`MSG_EOR`).
+    pub fn ends_record(&self) -> bool {
+        self.has(bindings::MSG_EOR)
+    }
+
+    /// Whether the caller asks for zero copy (`MSG_ZEROCOPY`).
+    pub fn wants_zerocopy(&self) -> bool {
+        self.has(bindings::MSG_ZEROCOPY)
+    }
+
+    /// Takes `MSG_ZEROCOPY` back, as for a socket without `SO_ZEROCOPY`.
+    pub fn refuse_zerocopy(&mut self) {
+        // SAFETY: The message is valid and exclusive.
+        unsafe { (*self.0).msg_flags &= !bindings::MSG_ZEROCOPY }
+    }
+
+    /// Whether the iterator starts at the beginning of a segment.
+    pub fn is_at_segment_start(&self) -> bool {
+        // SAFETY: The message is valid.
+        unsafe { (*self.0).msg_iter.iov_offset == 0 }
+    }
+
+    /// Pages that the rest of the message touches, `limit` at most.
+    pub fn pages(&self, limit: i32) -> usize {
+        // SAFETY: The message and its iterator are valid.
+        unsafe { bindings::iov_iter_npages(&raw const (*self.0).msg_iter, limit) as usize }
+    }
+
+    /// Bytes left to send.
+    pub fn remaining(&mut self) -> usize {
+        self.source().len()
+    }
+
+    /// The rest of the message. Copying from it may sleep.
+    pub fn source(&mut self) -> &mut IovIterSource<'_> {
+        // SAFETY: By the type invariants the iterator is a source.
+        unsafe { IovIterSource::from_raw(&raw mut (*self.0).msg_iter) }
+    }
+}
+
+impl Message<'_, false> {
+    /// Tells the reader that it got the end of a record (`MSG_EOR`).
+    pub fn set_ends_record(&mut self) {
+        // SAFETY: The message is valid and exclusive.
+        unsafe { (*self.0).msg_flags |= bindings::MSG_EOR }
+    }
+
+    /// Room left for received bytes.
+    pub fn room(&mut self) -> usize {
+        self.destination().len()
+    }
+
+    /// Where received bytes go. Copying there may sleep.
+    pub fn destination(&mut self) -> &mut IovIterDest<'_> {
+        // SAFETY: By the type invariants the iterator is a destination.
+        unsafe { IovIterDest::from_raw(&raw mut (*self.0).msg_iter) }
+    }
+}

@@ -1,0 +1,207 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! How received bytes are kept until they are read.
+
+use crate::deque::Deque;
+use af_vsock::{Message, SkBuff};
+use kernel::{alloc::AllocError, prelude::*};
+
+/// A piece of what was received, read from the front.
+pub(crate) enum Chunk {
+    /// Bytes in memory of ours: the buffer they arrived in, or a copy among others. Filled up to
+    /// its length, and read up to `start`.
+    Bytes { data: KVec<u8>, start: usize },
+    /// Bytes in the sk_buff of a sender on this machine.
+    Buffer { skb: SkBuff, start: u32 },
+}
+
+impl Chunk {
+    /// Bytes that were not read.
+    pub(crate) fn len(&self) -> usize {
+        match self {
+            Self::Bytes { data, start } => data.len().saturating_sub(*start),
+            Self::Buffer { skb, start } => skb.len().saturating_sub(*start) as usize,
+        }
+    }
+
+    /// Copies up to `len` bytes to a reader; returns how many. May sleep.
+    ///
+    /// `EFAULT` if the reader's memory is not there; how much was copied is unknown then.
+    pub(crate) fn copy_to(&self, message: &mut Message<'_, false>, len: usize) -> Result<usize> {
+        let len = len.min(self.len());
+        match self {
+            Self::Bytes { data, start } => {
+                let end = start.saturating_add(len);
+                let bytes = data.as_slice().get(*start..end).ok_or(EFAULT)?;
+                if message.destination().copy_to_iter(bytes) < len {
+                    return Err(EFAULT);
+                }
+            }
+            Self::Buffer { skb, start } => skb.copy_to_message(*start, message, len as u32)?,
+        }
+        Ok(len)
+    }
+
+    /// The first `len` bytes were read.
+    fn advance(&mut self, len: usize) {
+        match self {
+            Self::Bytes { start, .. } => *start = start.saturating_add(len),
+            Self::Buffer { start, .. } => *start = start.saturating_add(len as u32),
+        }
+    }
+
+    /// What was not read, as an sk_buff.
+    fn into_skb(self) -> Result<SkBuff> {
+        match self {
+            Self::Bytes { data, start } => {
+                Ok(SkBuff::copy_of(data.as_slice().get(start..).unwrap_or(&[]))?)
+            }
+            Self::Buffer { mut skb, start } => {
+                if start > 0 {
+                    skb.pull(start)?;
+                }
+                Ok(skb)
+            }
+        }
+    }
+}
+
+/// Chunks in the order of arrival.
+pub(crate) struct Chunks(Deque<Chunk>);
+
+impl Chunks {
+    /// A buffer is kept as it is if payload fills 3/4 of it; what fills less is copied. So no more
+    /// than 4/3 of the received bytes is held, whatever sizes a peer picks.
+    const fn is_worth_keeping(len: usize, held: usize) -> bool {
+        len >= held - held / 4
+    }
+
+    /// Smaller payload of local senders is copied even if it fills its sk_buff: chunks of copies
+    /// between sk_buffs are rarely full, and must not outweigh them.
+    const SMALLEST_BUFFER: usize = 16 * 1024;
+
+    /// Room of the first chunk of copies in a row, and of later ones. Their sum grows with what is
+    /// in them, so that a few bytes do not hold a page.
+    const FIRST_COPY: usize = 256;
+    const LAST_COPY: usize = 4096;
+
+    pub(crate) const fn new() -> Self {
+        Self(Deque::new())
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Chunk> {
+        self.0.iter()
+    }
+
+    pub(crate) fn front(&self) -> Option<&Chunk> {
+        self.0.front()
+    }
+
+    /// Queues the bytes of a buffer; gives the buffer back, emptied, if it was not kept. Does not
+    /// sleep.
+    pub(crate) fn push_run(&mut self, mut run: KVec<u8>) -> Result<Option<KVec<u8>>, AllocError> {
+        if Self::is_worth_keeping(run.len(), run.capacity()) {
+            self.0.push_back(Chunk::Bytes { data: run, start: 0 }, GFP_ATOMIC)?;
+            return Ok(None);
+        }
+        self.copy(run.as_slice())?;
+        run.clear();
+        Ok(Some(run))
+    }
+
+    /// Queues the bytes of an sk_buff; gives it back if it was not kept, to be freed where that is
+    /// allowed. Does not sleep.
+    pub(crate) fn push_buffer(&mut self, skb: SkBuff) -> Result<Option<SkBuff>> {
+        let len = skb.len() as usize;
+        if len >= Self::SMALLEST_BUFFER && Self::is_worth_keeping(len, skb.truesize() as usize) {
+            self.0.push_back(Chunk::Buffer { skb, start: 0 }, GFP_ATOMIC)?;
+            return Ok(None);
+        }
+        for piece in skb.segments() {
+            self.copy(piece)?;
+        }
+        Ok(Some(skb))
+    }
+
+    /// Appends a copy of `bytes` to the last chunk, as far as that has room, and then to a new one.
+    fn copy(&mut self, bytes: &[u8]) -> Result<(), AllocError> {
+        let rest = match self.0.back_mut() {
+            Some(Chunk::Bytes { data, .. }) => fill(data, bytes)?,
+            _ => bytes,
+        };
+        if rest.is_empty() {
+            return Ok(());
+        }
+        let capacity = self.next_copy_capacity().max(rest.len());
+        let mut data = KVec::with_capacity(capacity, GFP_ATOMIC)?;
+        data.extend_from_slice(rest, GFP_ATOMIC)?;
+        self.0.push_back(Chunk::Bytes { data, start: 0 }, GFP_ATOMIC)
+    }
+
+    fn next_copy_capacity(&mut self) -> usize {
+        match self.0.back_mut() {
+            Some(Chunk::Bytes { data, .. }) if data.capacity() < Self::LAST_COPY => {
+                data.capacity().saturating_mul(2)
+            }
+            Some(Chunk::Bytes { .. }) => Self::LAST_COPY,
+            _ => Self::FIRST_COPY,
+        }
+    }
+
+    /// Moves all chunks of `other` behind ours. A first chunk that fits into our last one is
+    /// copied there: a reader who looks after each byte must not leave a chunk for each.
+    pub(crate) fn append(&mut self, other: &mut Self) -> Result<(), AllocError> {
+        if let (Some(Chunk::Bytes { data, .. }), Some(first)) =
+            (self.0.back_mut(), other.0.front_mut())
+        {
+            if let Chunk::Bytes { data: more, start } = first {
+                let bytes = more.as_slice().get(*start..).unwrap_or(&[]);
+                let copied = bytes.len().saturating_sub(fill(data, bytes)?.len());
+                first.advance(copied);
+            }
+            if first.len() == 0 {
+                other.0.pop_front();
+            }
+        }
+        self.0.append(&mut other.0, GFP_ATOMIC)
+    }
+
+    /// The first `len` bytes were read, or are not wanted.
+    pub(crate) fn advance(&mut self, mut len: usize) {
+        while len > 0 {
+            let Some(first) = self.0.front_mut() else {
+                return;
+            };
+            let step = len.min(first.len());
+            first.advance(step);
+            len = len.saturating_sub(step);
+            if first.len() == 0 {
+                self.0.pop_front();
+            }
+        }
+    }
+
+    /// Takes the first chunk, as an sk_buff.
+    pub(crate) fn pop_skb(&mut self) -> Option<(usize, Result<SkBuff>)> {
+        let chunk = self.0.pop_front()?;
+        Some((chunk.len(), chunk.into_skb()))
+    }
+
+    pub(crate) fn clear(&mut self) {
+        self.0.clear();
+    }
+}
+
+/// Appends as much of `bytes` as `data` has room for; returns the rest.
+fn fill<'a>(data: &mut KVec<u8>, bytes: &'a [u8]) -> Result<&'a [u8], AllocError> {
+    let room = data.capacity().saturating_sub(data.len()).min(bytes.len());
+    let Some((now, rest)) = bytes.split_at_checked(room) else {
+        return Ok(bytes);
+    };
+    data.extend_from_slice(now, GFP_ATOMIC)?;
+    Ok(rest)
+}

@@ -1,0 +1,253 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The state of a connection: credit both ways, and what was received.
+
+use crate::{chunk::Chunks, deque::Deque};
+use af_vsock::SkBuff;
+use kernel::{
+    new_spinlock,
+    prelude::*,
+    sync::{
+        atomic::{ordering, Atomic},
+        SpinLock,
+    },
+};
+use vsock_proto::{
+    max_boundaries, Advertisement, CreditChange, Header, Kind, MessageFlags, ReceiveCredit,
+    TransmitCredit,
+};
+
+/// What anybody may look at who has a reference to a connection.
+///
+/// The two spinlocks are never held together, and nothing sleeps or wakes a socket under them.
+#[pin_data]
+pub struct Connection {
+    #[pin]
+    transmit: SpinLock<TransmitCredit>,
+    #[pin]
+    incoming: SpinLock<Incoming>,
+    /// Bytes that were received and not read; follows `incoming`, for readers without a lock.
+    readable_bytes: Atomic<u32>,
+    /// Complete messages, likewise.
+    readable_messages: Atomic<u32>,
+    /// Bytes of packets that were handed to the link and have not left it.
+    unsent: Atomic<usize>,
+}
+
+/// What arrived since the reader came last.
+pub(crate) struct Incoming {
+    credit: ReceiveCredit,
+    chunks: Chunks,
+    boundaries: Deque<Boundary>,
+    /// Bytes that ever arrived.
+    end: u64,
+}
+
+/// What the reader has taken over, and works on without a spinlock: it belongs to whoever holds
+/// the socket lock.
+pub struct Reading {
+    pub(crate) chunks: Chunks,
+    pub(crate) boundaries: Deque<Boundary>,
+    /// Bytes that were ever read.
+    pub(crate) position: u64,
+}
+
+/// The end of a message.
+#[derive(Clone, Copy)]
+pub(crate) struct Boundary {
+    /// Bytes that had arrived with it.
+    pub(crate) end: u64,
+    /// It ends a record, too (`MSG_EOR`).
+    pub(crate) ends_record: bool,
+}
+
+/// Payload of a packet that goes into a connection.
+pub(crate) enum Data {
+    Run(KVec<u8>),
+    Buffer(SkBuff),
+}
+
+impl Incoming {
+    fn new(window: u32) -> Self {
+        Self {
+            credit: ReceiveCredit::new(window),
+            chunks: Chunks::new(),
+            boundaries: Deque::new(),
+            end: 0,
+        }
+    }
+
+    fn push(&mut self, data: Data) -> Result<Option<Data>> {
+        let len = data.len()?;
+        self.credit.handle_payload(len).map_err(|_| EMSGSIZE)?;
+        self.end = self.end.saturating_add(u64::from(len));
+        if len == 0 {
+            return Ok(Some(data));
+        }
+        Ok(match data {
+            Data::Run(run) => self.chunks.push_run(run)?.map(Data::Run),
+            Data::Buffer(skb) => self.chunks.push_buffer(skb)?.map(Data::Buffer),
+        })
+    }
+
+    /// Empty messages take no window, so their number has a limit of its own.
+    fn end_message(&mut self, ends_record: bool) -> Result {
+        if self.boundaries.len() >= max_boundaries(self.credit.window()) as usize {
+            return Err(EMSGSIZE);
+        }
+        let boundary = Boundary { end: self.end, ends_record };
+        Ok(self.boundaries.push_back(boundary, GFP_ATOMIC)?)
+    }
+}
+
+impl Reading {
+    pub(crate) const fn new() -> Self {
+        Self { chunks: Chunks::new(), boundaries: Deque::new(), position: 0 }
+    }
+
+    /// Forgets everything.
+    pub(crate) fn clear(&mut self) {
+        self.chunks.clear();
+        self.boundaries.clear();
+    }
+}
+
+impl Data {
+    fn len(&self) -> Result<u32> {
+        match self {
+            Self::Run(run) => Ok(u32::try_from(run.len())?),
+            Self::Buffer(skb) => Ok(skb.len()),
+        }
+    }
+}
+
+impl Connection {
+    /// A connection that offers its peer `window` bytes.
+    pub(crate) fn new(window: u32) -> impl PinInit<Self, Error> {
+        try_pin_init!(Self {
+            transmit <- new_spinlock!(TransmitCredit::new(window), "Connection::transmit"),
+            incoming <- new_spinlock!(Incoming::new(window), "Connection::incoming"),
+            readable_bytes: Atomic::new(0),
+            readable_messages: Atomic::new(0),
+            unsent: Atomic::new(0),
+        }? Error)
+    }
+
+    /// Takes in what a header says about the peer's window.
+    pub(crate) fn handle_peer(&self, header: &Header) -> CreditChange {
+        self.transmit.lock().handle_peer(header.buf_alloc, header.fwd_cnt)
+    }
+
+    /// Bytes that may be sent.
+    pub(crate) fn writable_bytes(&self) -> u32 {
+        self.transmit.lock().available()
+    }
+
+    /// Bytes of the largest message that may be sent.
+    pub(crate) fn capacity(&self) -> u32 {
+        self.transmit.lock().capacity()
+    }
+
+    /// Takes credit for up to `wanted` bytes.
+    pub(crate) fn take_credit(&self, wanted: u32) -> u32 {
+        self.transmit.lock().take(wanted)
+    }
+
+    /// Returns credit that was not used.
+    pub(crate) fn give_credit_back(&self, bytes: u32) {
+        if bytes > 0 {
+            self.transmit.lock().give_back(bytes);
+        }
+    }
+
+    /// What the next header tells the peer; the peer is counted as told.
+    pub(crate) fn advertise(&self) -> Advertisement {
+        self.incoming.lock().credit.advertise()
+    }
+
+    /// Changes the window offered to the peer, which also limits what is sent to it.
+    pub(crate) fn set_window(&self, window: u32) {
+        self.transmit.lock().set_limit(window);
+        self.incoming.lock().credit.set_window(window);
+    }
+
+    /// Whether the peer has to be told of room now, with the reader waiting for `low_water` bytes.
+    pub(crate) fn needs_update(&self, kind: Kind, low_water: u32) -> bool {
+        // A message is read when it is complete, so until one is, any room may be what it needs.
+        let low_water = match kind {
+            Kind::Stream => low_water,
+            Kind::Seqpacket if self.readable_messages() == 0 => u32::MAX,
+            Kind::Seqpacket => 0,
+        };
+        self.incoming.lock().credit.poll_update(low_water)
+    }
+
+    /// Queues payload for the reader. Does not sleep. Gives back what was not kept, to be freed or
+    /// used again.
+    ///
+    /// `EMSGSIZE` if the peer was not allowed to send this, `ENOMEM` if there is no memory for it;
+    /// either way bytes are lost, and the connection has to end.
+    pub(crate) fn enqueue(&self, data: Data, flags: MessageFlags) -> Result<Option<Data>> {
+        let mut incoming = self.incoming.lock();
+        let left = incoming.push(data)?;
+        if flags.contains(MessageFlags::END_OF_MESSAGE) {
+            incoming.end_message(flags.contains(MessageFlags::END_OF_RECORD))?;
+            self.readable_messages.add(1, ordering::Relaxed);
+        }
+        self.readable_bytes.store(incoming.credit.queued(), ordering::Relaxed);
+        Ok(left)
+    }
+
+    /// Moves what arrived behind what the reader has. Does not sleep.
+    pub(crate) fn move_to(&self, reading: &mut Reading) -> Result {
+        let mut incoming = self.incoming.lock();
+        let incoming = &mut *incoming;
+        reading.chunks.append(&mut incoming.chunks)?;
+        reading.boundaries.append(&mut incoming.boundaries, GFP_ATOMIC)?;
+        Ok(())
+    }
+
+    /// The reader has taken `bytes` and `messages`.
+    pub(crate) fn consume(&self, bytes: usize, messages: u32) {
+        let mut incoming = self.incoming.lock();
+        incoming.credit.consume(u32::try_from(bytes).unwrap_or(u32::MAX));
+        self.readable_messages.fetch_sub(messages, ordering::Relaxed);
+        self.readable_bytes.store(incoming.credit.queued(), ordering::Relaxed);
+    }
+
+    /// Forgets what arrived; nobody will read it.
+    pub(crate) fn discard(&self) {
+        let (chunks, boundaries) = {
+            let mut incoming = self.incoming.lock();
+            let chunks = core::mem::replace(&mut incoming.chunks, Chunks::new());
+            (chunks, core::mem::replace(&mut incoming.boundaries, Deque::new()))
+        };
+        // Dropped here, outside the lock: freeing an sk_buff may complete a zero-copy send.
+        drop((chunks, boundaries));
+        self.readable_bytes.store(0, ordering::Relaxed);
+        self.readable_messages.store(0, ordering::Relaxed);
+    }
+
+    /// Bytes that can be read.
+    pub(crate) fn readable_bytes(&self) -> u32 {
+        self.readable_bytes.load(ordering::Relaxed)
+    }
+
+    /// Messages that can be read.
+    pub(crate) fn readable_messages(&self) -> u32 {
+        self.readable_messages.load(ordering::Relaxed)
+    }
+
+    /// Bytes that have not left the link.
+    pub(crate) fn unsent_bytes(&self) -> usize {
+        self.unsent.load(ordering::Relaxed)
+    }
+
+    pub(crate) fn add_unsent(&self, bytes: usize) {
+        self.unsent.add(bytes, ordering::Relaxed);
+    }
+
+    pub(crate) fn settle_unsent(&self, bytes: usize) {
+        self.unsent.fetch_sub(bytes, ordering::Full);
+    }
+}

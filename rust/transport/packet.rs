@@ -1,0 +1,191 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Packets on their way out.
+
+use crate::{Connection, Engine, Link};
+use af_vsock::{Sock, SkBuff, SockRef, StateRef};
+use kernel::{alloc::AllocError, prelude::*};
+use vsock_proto::Header;
+
+/// A packet to be sent.
+///
+/// It keeps its socket and its connection alive; wherever it is dropped, its bytes count as unsent
+/// no longer, and a zero-copy send completes.
+pub struct Packet<L: Link> {
+    /// What goes over the wire in front of the payload.
+    pub header: Header,
+    // The order of these matters when a packet is dropped: freeing the sk_buff may wake a lingering
+    // close(), which then has to find the bytes settled; and the sk_buff may need the socket.
+    unsent: Option<Unsent<L>>,
+    payload: Option<SkBuff>,
+    sender: Option<SockRef>,
+    is_reply: bool,
+    next: Option<KBox<Packet<L>>>,
+}
+
+impl<L: Link> Packet<L> {
+    /// A packet without payload. May sleep.
+    pub(crate) fn control(
+        header: Header,
+        sender: Option<SockRef>,
+        is_reply: bool,
+    ) -> Result<KBox<Self>, AllocError> {
+        let packet = Self { header, unsent: None, payload: None, sender, is_reply, next: None };
+        KBox::new(packet, GFP_KERNEL)
+    }
+
+    /// A packet with payload. May sleep.
+    pub(crate) fn data(
+        header: Header,
+        payload: SkBuff,
+        sender: SockRef,
+        connection: StateRef<Engine<L>>,
+    ) -> Result<KBox<Self>, AllocError> {
+        let unsent = Unsent::new(connection, payload.len() as usize);
+        let packet = Self {
+            header,
+            unsent: Some(unsent),
+            payload: Some(payload),
+            sender: Some(sender),
+            is_reply: false,
+            next: None,
+        };
+        KBox::new(packet, GFP_KERNEL)
+    }
+
+    /// Whether this answers a packet that was received. Links limit the replies they hold: each
+    /// makes one side send because the other did.
+    pub fn is_reply(&self) -> bool {
+        self.is_reply
+    }
+
+    /// The socket that sent it; none for a reset on behalf of no socket.
+    pub fn sender(&self) -> Option<&SockRef> {
+        self.sender.as_ref()
+    }
+
+    /// The payload.
+    pub fn payload(&self) -> Option<&SkBuff> {
+        self.payload.as_ref()
+    }
+
+    /// Takes the payload out, to hand it to a socket of this machine.
+    pub fn take_payload(&mut self) -> Option<SkBuff> {
+        self.payload.take()
+    }
+
+    /// The packet has left: its bytes are no longer unsent.
+    pub fn settle(&mut self) {
+        self.unsent = None;
+    }
+
+    fn is_from(&self, sock: &Sock) -> bool {
+        self.sender.as_ref().is_some_and(|sender| sender.is(sock))
+    }
+}
+
+/// Bytes that count as unsent as long as this exists (`SIOCOUTQ`, `SO_LINGER`).
+struct Unsent<L: Link> {
+    connection: StateRef<Engine<L>>,
+    bytes: usize,
+}
+
+impl<L: Link> Unsent<L> {
+    fn new(connection: StateRef<Engine<L>>, bytes: usize) -> Self {
+        let shared: &Connection = &connection;
+        shared.add_unsent(bytes);
+        Self { connection, bytes }
+    }
+}
+
+impl<L: Link> Drop for Unsent<L> {
+    fn drop(&mut self) {
+        self.connection.settle_unsent(self.bytes);
+    }
+}
+
+/// Packets in the order they were queued, linked through themselves: queueing never fails.
+///
+/// Two chains, as a list that only links forward needs: the newest first in `back`, and what is
+/// next to leave in `front`, turned around when that runs empty.
+pub struct PacketQueue<L: Link> {
+    front: Option<KBox<Packet<L>>>,
+    back: Option<KBox<Packet<L>>>,
+}
+
+impl<L: Link> PacketQueue<L> {
+    /// An empty queue.
+    pub const fn new() -> Self {
+        Self { front: None, back: None }
+    }
+
+    /// Whether there is nothing to send.
+    pub fn is_empty(&self) -> bool {
+        self.front.is_none() && self.back.is_none()
+    }
+
+    /// Appends a packet.
+    pub fn push(&mut self, mut packet: KBox<Packet<L>>) {
+        packet.next = self.back.take();
+        self.back = Some(packet);
+    }
+
+    /// Puts a packet back that was taken out last.
+    pub fn push_front(&mut self, mut packet: KBox<Packet<L>>) {
+        packet.next = self.front.take();
+        self.front = Some(packet);
+    }
+
+    /// Takes the packet that was queued first.
+    pub fn pop(&mut self) -> Option<KBox<Packet<L>>> {
+        if self.front.is_none() {
+            while let Some(mut packet) = self.back.take() {
+                self.back = packet.next.take();
+                self.push_front(packet);
+            }
+        }
+        let mut packet = self.front.take()?;
+        self.front = packet.next.take();
+        Some(packet)
+    }
+
+    /// Takes all packets.
+    pub fn take_all(&mut self) -> Self {
+        core::mem::take(self)
+    }
+
+    /// Takes out what `sock` has queued, for the caller to drop outside its locks.
+    pub fn remove_from(&mut self, sock: &Sock) -> Self {
+        let mut removed = Self::new();
+        let mut all = self.take_all();
+        while let Some(packet) = all.pop() {
+            if packet.is_from(sock) {
+                removed.push(packet);
+            } else {
+                self.push(packet);
+            }
+        }
+        removed
+    }
+}
+
+impl<L: Link> Default for PacketQueue<L> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<L: Link> Drop for PacketQueue<L> {
+    fn drop(&mut self) {
+        // One by one: dropping a chain as a whole would recurse as deep as it is long.
+        while self.pop().is_some() {}
+    }
+}
+
+impl<L: Link> Iterator for PacketQueue<L> {
+    type Item = KBox<Packet<L>>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.pop()
+    }
+}

@@ -1,0 +1,257 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Receiving: from a packet to what it does to a socket.
+
+use crate::{
+    close::finish,
+    connection::Data,
+    send::{send_control, send_reset, send_reset_without_socket},
+    Engine, Link,
+};
+use af_vsock::{
+    find_bound, find_connected, trace_received, Direction, HeldSock, Net, SkBuff, SocketError, SockRef,
+    SocketState,
+};
+use kernel::prelude::*;
+use vsock_proto::{
+    addressed_to, handle_packet, Action, CreditChange, Facts, Finish, Header, Kind, Operation,
+    Phase, ShutdownFlags,
+};
+
+/// What a packet carries.
+pub enum Payload {
+    /// Nothing.
+    None,
+    /// Bytes in a buffer, filled up to its length.
+    Run(KVec<u8>),
+    /// The sk_buff of a sender on this machine.
+    Buffer(SkBuff),
+}
+
+/// A packet that came in.
+pub struct Received<'a> {
+    /// Its header; the link has checked that its addresses are ones the peer may use.
+    pub header: Header,
+    /// Its payload, of `header.len` bytes.
+    pub payload: Payload,
+    /// The namespace whose sockets it may be for.
+    pub net: Net<'a>,
+    /// The socket that sent it, if that is one of this machine.
+    pub sender: Option<&'a SockRef>,
+}
+
+/// Does what a packet asks for (`virtio_transport_recv_pkt()`).
+///
+/// Process context, no socket lock held; takes that of the packet's socket. Gives back a buffer
+/// that was not kept, to be filled again.
+pub fn receive<L: Link>(mut packet: Received<'_>) -> Option<KVec<u8>> {
+    trace_received(&packet.header);
+    match packet.find_socket() {
+        Some(sock) => {
+            let mut locked = sock.lock();
+            packet.deliver::<L>(locked.hold());
+        }
+        None => packet.refuse::<L>(),
+    }
+    match packet.payload {
+        Payload::Run(mut run) => {
+            run.clear();
+            Some(run)
+        }
+        _ => None,
+    }
+}
+
+impl Received<'_> {
+    /// The socket the packet is for: the connection between its addresses, or a bound socket that
+    /// takes packets from its source.
+    fn find_socket(&self) -> Option<SockRef> {
+        let kind = Kind::from_wire(self.header.kind)?;
+        find_connected(self.header.source, self.header.destination, self.net)
+            .or_else(|| find_bound(self.header.destination, self.net).filter(|sock| self.is_for(sock)))
+            .filter(|sock| sock.kind() == kind)
+    }
+
+    fn is_for(&self, sock: &SockRef) -> bool {
+        let (state, remote) = sock.peek();
+        addressed_to(state == SocketState::Listening, remote, &self.header)
+    }
+
+    /// There is no socket for this packet.
+    fn refuse<L: Link>(&self) {
+        send_reset_without_socket::<L>(&self.header, self.net, self.sender);
+    }
+
+    /// Whether the locked socket is still the one that was looked up: it may have gone to another
+    /// transport since, or to another peer. A listener belongs to no transport.
+    fn belongs_to<L: Link>(&self, sock: &mut HeldSock<'_>) -> bool {
+        let listening = sock.state() == SocketState::Listening;
+        (listening || sock.attached::<Engine<L>>().is_some())
+            && addressed_to(listening, sock.remote(), &self.header)
+    }
+
+    fn deliver<L: Link>(&mut self, mut sock: HeldSock<'_>) {
+        if sock.is_done() || !self.belongs_to::<L>(&mut sock) {
+            return self.refuse::<L>();
+        }
+        sock.update_local_cid(self.header.destination.cid);
+        self.take_credit::<L>(&mut sock);
+        let action = handle_packet(phase(&sock), &facts::<L>(&mut sock), &self.header);
+        self.perform::<L>(sock, action);
+    }
+
+    /// Takes in the peer's window, which every header has, and wakes writers it makes room for.
+    fn take_credit<L: Link>(&self, sock: &mut HeldSock<'_>) {
+        if sock.state() == SocketState::Listening {
+            return;
+        }
+        let Some(attached) = sock.attached::<Engine<L>>() else {
+            return;
+        };
+        let change = attached.shared.handle_peer(&self.header);
+        if makes_room(change, attached.shared.capacity()) {
+            sock.report_space();
+        }
+    }
+
+    fn perform<L: Link>(&mut self, mut sock: HeldSock<'_>, action: Action) {
+        match action {
+            // Writers were woken when the credit was taken in.
+            Action::Drop | Action::WriteSpace => {}
+            Action::Reset => self.refuse::<L>(),
+            Action::Accept => self.accept::<L>(&mut sock),
+            Action::Connected => {
+                sock.set_connected();
+                sock.insert_connected();
+                sock.report_state();
+            }
+            Action::Refused => fail(&mut sock, SocketError::ConnectionReset),
+            Action::ProtocolError => {
+                send_reset::<L>(&mut sock, true);
+                fail(&mut sock, SocketError::Protocol);
+            }
+            Action::Receive => self.enqueue::<L>(&mut sock),
+            Action::SendCredit => {
+                let operation = Operation::CreditUpdate;
+                let _ = send_control::<L>(&mut sock, operation, ShutdownFlags::NONE, false);
+            }
+            Action::PeerShutdown { flags, finished } => {
+                shut_down::<L>(&mut sock, flags, finished);
+            }
+            Action::PeerReset => finish::<L>(&mut sock),
+        }
+    }
+
+    /// Makes a child for a connection request and queues it for `accept()`
+    /// (`virtio_transport_recv_listen()`).
+    fn accept<L: Link>(&self, listener: &mut HeldSock<'_>) {
+        let Some(child) = listener.create_child() else {
+            return self.refuse::<L>();
+        };
+        let established = {
+            let mut locked = child.lock();
+            let mut sock = locked.hold();
+            let Header { source, destination, .. } = self.header;
+            let result = sock.establish_child::<Engine<L>>(listener, destination, source);
+            if result.is_ok() {
+                self.take_credit::<L>(&mut sock);
+                sock.insert_connected();
+                let operation = Operation::Response;
+                let _ = send_control::<L>(&mut sock, operation, ShutdownFlags::NONE, true);
+            }
+            result
+        };
+        if established.is_err() {
+            return self.refuse::<L>();
+        }
+        listener.enqueue_child(child);
+        listener.report_child();
+    }
+
+    /// Queues payload for the reader (`virtio_transport_recv_enqueue()`).
+    ///
+    /// A peer that sends more than it may, or than there is memory for, loses the connection:
+    /// otherwise bytes would be missing in it.
+    fn enqueue<L: Link>(&mut self, sock: &mut HeldSock<'_>) {
+        let flags = self.header.message_flags();
+        let data = match core::mem::replace(&mut self.payload, Payload::None) {
+            Payload::None => Data::Run(KVec::new()),
+            Payload::Run(run) => Data::Run(run),
+            Payload::Buffer(mut skb) => {
+                // The sender is done with it; this may wake the sender, so not under a spinlock.
+                skb.orphan();
+                Data::Buffer(skb)
+            }
+        };
+        let Some(attached) = sock.attached::<Engine<L>>() else {
+            return;
+        };
+        match attached.shared.enqueue(data, flags) {
+            Ok(left) => {
+                if let Some(Data::Run(run)) = left {
+                    self.payload = Payload::Run(run);
+                }
+                sock.report_data();
+            }
+            Err(_) => {
+                send_reset::<L>(sock, true);
+                finish::<L>(sock);
+                sock.set_error(SocketError::NoBuffers);
+                sock.report_error();
+                sock.remove();
+            }
+        }
+    }
+}
+
+/// A writer waits for room of any size, a stream in the kernel for more of it: telling them of each
+/// byte would make them send a byte at a time.
+fn makes_room(change: CreditChange, capacity: u32) -> bool {
+    change.opened || (change.grown_by > 0 && change.grown_by >= capacity / 4)
+}
+
+fn phase(sock: &HeldSock<'_>) -> Phase {
+    match sock.state() {
+        SocketState::Closed => Phase::Closed,
+        SocketState::Listening => Phase::Listening,
+        SocketState::Connecting => Phase::Connecting,
+        SocketState::Established => Phase::Established,
+        SocketState::Closing => Phase::Closing,
+    }
+}
+
+fn facts<L: Link>(sock: &mut HeldSock<'_>) -> Facts {
+    let unread = sock
+        .attached::<Engine<L>>()
+        .is_some_and(|attached| attached.shared.readable_bytes() > 0);
+    Facts {
+        done: sock.is_done(),
+        unread,
+        backlog_full: sock.backlog_is_full(),
+        shut_down: sock.shutdown() == Direction::BOTH,
+        peer_shutdown: sock.peer_shutdown().into(),
+    }
+}
+
+/// `connect()` fails.
+fn fail(sock: &mut HeldSock<'_>, error: SocketError) {
+    sock.set_state(SocketState::Closed);
+    sock.set_error(error);
+    sock.report_error();
+}
+
+/// The peer has shut down in one direction or both.
+fn shut_down<L: Link>(sock: &mut HeldSock<'_>, flags: ShutdownFlags, finished: Finish) {
+    sock.set_peer_shutdown(flags.into());
+    match finished {
+        Finish::Open => {}
+        // The peer may use its port again at once, so our end must not stand in the table.
+        Finish::Unread => sock.remove(),
+        Finish::Complete => {
+            send_reset::<L>(sock, false);
+            finish::<L>(sock);
+            sock.remove();
+        }
+    }
+    sock.report_state();
+}

@@ -1,0 +1,236 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Sending: control packets, and data as far as credit goes.
+
+use crate::{Connection, Engine, Link, Packet};
+use af_vsock::{
+    trace_allocated, HeldSock, Message, Net, SkBuff, SockRef, StateRef, Zerocopy, MAX_SKB_FRAGS,
+};
+use kernel::{page::PAGE_SIZE, prelude::*};
+use vsock_proto::{reset_for, Address, Header, Kind, MessageFlags, Operation, ShutdownFlags, MAX_PAYLOAD};
+
+/// Most bytes that a zero-copy packet refers to: each piece may be as small as a page.
+const ZEROCOPY_MAX: u32 = {
+    let pieces = MAX_SKB_FRAGS * PAGE_SIZE as u32;
+    if pieces < MAX_PAYLOAD {
+        pieces
+    } else {
+        MAX_PAYLOAD
+    }
+};
+
+/// Sends a packet without payload. `reply`: it answers a packet that was received.
+pub(crate) fn send_control<L: Link>(
+    sock: &mut HeldSock<'_>,
+    operation: Operation,
+    shutdown: ShutdownFlags,
+    reply: bool,
+) -> Result {
+    let template = header::<L>(sock, operation);
+    let connection = sock.attached::<Engine<L>>().ok_or(ENODEV)?.shared;
+    let header = Header { flags: shutdown.bits(), ..addressed(template, connection, 0) };
+    let packet = Packet::control(header, Some(sock.reference()), reply)?;
+    trace_allocated(&packet.header, false);
+    L::send(packet, sock.net())
+}
+
+/// Ends the connection on the wire.
+pub(crate) fn send_reset<L: Link>(sock: &mut HeldSock<'_>, reply: bool) {
+    // Whoever does not get it finds out when it sends something.
+    let _ = send_control::<L>(sock, Operation::Reset, ShutdownFlags::NONE, reply);
+}
+
+/// Answers a packet that is for no socket of ours; a reset is not answered.
+///
+/// `sender` is the sender on this machine, whose namespace `net` then is.
+pub(crate) fn send_reset_without_socket<L: Link>(
+    received: &Header,
+    net: Net<'_>,
+    sender: Option<&SockRef>,
+) {
+    let Some(header) = reset_for(received) else {
+        return;
+    };
+    // The sender that does not get it has its timeout.
+    let Ok(packet) = Packet::<L>::control(header, sender.cloned(), true) else {
+        return;
+    };
+    trace_allocated(&packet.header, false);
+    let _ = L::send(packet, net);
+}
+
+/// Tells the peer of the room there is, if that is due for a reader that waits for `low_water`
+/// bytes.
+pub(crate) fn update_credit<L: Link>(sock: &mut HeldSock<'_>, low_water: u32) -> Result {
+    let kind = sock.kind();
+    let due = sock
+        .attached::<Engine<L>>()
+        .is_some_and(|attached| attached.shared.needs_update(kind, low_water));
+    if due {
+        send_control::<L>(sock, Operation::CreditUpdate, ShutdownFlags::NONE, false)?;
+    }
+    Ok(())
+}
+
+/// As [`update_credit`], after something was read: a peer that cannot be told now is told with the
+/// next packet.
+pub(crate) fn update_credit_after_read<L: Link>(sock: &mut HeldSock<'_>) {
+    let low_water = sock.receive_low_water();
+    let _ = update_credit::<L>(sock, low_water);
+}
+
+/// Sends what credit allows of the next `len` bytes of `message`; returns how many.
+pub(crate) fn send_data<L: Link>(
+    sock: &mut HeldSock<'_>,
+    message: &mut Message<'_, true>,
+    len: usize,
+) -> Result<usize> {
+    let wanted = u32::try_from(len).unwrap_or(u32::MAX);
+    let connection = sock.state_ref::<Engine<L>>().ok_or(ENODEV)?;
+    let granted = connection.take_credit(wanted);
+    if granted == 0 {
+        return Ok(0);
+    }
+    let result = Sending::<L>::new(sock, &connection, message, granted)
+        .and_then(|sending| sending.run(sock, message));
+    let sent = *result.as_ref().unwrap_or(&0);
+    connection.give_credit_back(granted.saturating_sub(sent));
+    result.map(|sent| sent as usize)
+}
+
+/// One call of `sendmsg()`, as far as credit was granted for it.
+struct Sending<'a, L: Link> {
+    connection: &'a StateRef<Engine<L>>,
+    template: Header,
+    granted: u32,
+    zerocopy: Option<Zerocopy>,
+    /// Refer to the sender's pages instead of copying them.
+    refers: bool,
+}
+
+impl<'a, L: Link> Sending<'a, L> {
+    fn new(
+        sock: &mut HeldSock<'_>,
+        connection: &'a StateRef<Engine<L>>,
+        message: &mut Message<'_, true>,
+        granted: u32,
+    ) -> Result<Self> {
+        if !sock.wants_zerocopy() {
+            message.refuse_zerocopy();
+        }
+        let mut sending = Self {
+            connection,
+            template: header::<L>(sock, Operation::ReadWrite),
+            granted,
+            zerocopy: None,
+            refers: false,
+        };
+        if message.wants_zerocopy() {
+            sending.refers = can_refer::<L>(message, granted);
+            let zerocopy = Zerocopy::new(sock, message, granted)?;
+            if !sending.refers {
+                zerocopy.mark_copied();
+            }
+            sending.zerocopy = Some(zerocopy);
+        }
+        Ok(sending)
+    }
+
+    /// Sends packet after packet; an error counts only if none was sent.
+    fn run(mut self, sock: &mut HeldSock<'_>, message: &mut Message<'_, true>) -> Result<u32> {
+        let packet_max = if self.refers { ZEROCOPY_MAX } else { L::PAYLOAD_MAX };
+        let mut sent: u32 = 0;
+        let mut result = Ok(());
+        while sent < self.granted {
+            let len = packet_max.min(self.granted.saturating_sub(sent));
+            result = self.send_packet(sock, message, len);
+            if result.is_err() {
+                break;
+            }
+            sent = sent.saturating_add(len);
+        }
+        if sent > 0 {
+            return Ok(sent);
+        }
+        if let Some(zerocopy) = self.zerocopy.take() {
+            zerocopy.abort();
+        }
+        result.map(|()| 0)
+    }
+
+    fn send_packet(
+        &self,
+        sock: &mut HeldSock<'_>,
+        message: &mut Message<'_, true>,
+        len: u32,
+    ) -> Result {
+        // Where a message cannot be read, C says ENOMEM, and programs have come to expect it.
+        let payload = self.payload(sock, message, len).map_err(|_| ENOMEM)?;
+        let header = Header {
+            flags: self.message_flags(message).bits(),
+            ..addressed(self.template, self.connection, len)
+        };
+        let packet = Packet::data(header, payload, sock.reference(), self.connection.clone())?;
+        trace_allocated(&packet.header, self.refers);
+        L::send(packet, sock.net())
+    }
+
+    fn payload(
+        &self,
+        sock: &HeldSock<'_>,
+        message: &mut Message<'_, true>,
+        len: u32,
+    ) -> Result<SkBuff> {
+        match &self.zerocopy {
+            Some(zerocopy) if self.refers => SkBuff::refer_to_message(sock, message, len, zerocopy),
+            zerocopy => {
+                let payload = SkBuff::copy_from_message(sock, message, len, L::CONTIGUOUS)?;
+                if let Some(zerocopy) = zerocopy {
+                    zerocopy.attach(&payload);
+                }
+                Ok(payload)
+            }
+        }
+    }
+
+    /// The last packet of a message says so.
+    fn message_flags(&self, message: &mut Message<'_, true>) -> MessageFlags {
+        if self.template.kind != Kind::Seqpacket.to_wire() || message.remaining() > 0 {
+            return MessageFlags::NONE;
+        }
+        if message.ends_record() {
+            MessageFlags::END_OF_MESSAGE.union(MessageFlags::END_OF_RECORD)
+        } else {
+            MessageFlags::END_OF_MESSAGE
+        }
+    }
+}
+
+/// Whether the rest of `message` can be sent by reference: all of it, from the beginning of a
+/// segment, in as many pieces as the link takes, one of them the header.
+fn can_refer<L: Link>(message: &mut Message<'_, true>, granted: u32) -> bool {
+    message.is_at_segment_start()
+        && message.remaining() <= granted as usize
+        && L::takes_pieces(message.pages(MAX_SKB_FRAGS as i32).saturating_add(1))
+}
+
+/// A header from `sock` to its peer, without what changes from packet to packet.
+fn header<L: Link>(sock: &HeldSock<'_>, operation: Operation) -> Header {
+    Header {
+        // Not the socket's own CID: a guest's may have changed since.
+        source: Address::new(L::local_cid(), sock.local().port),
+        destination: sock.remote(),
+        len: 0,
+        kind: sock.kind().to_wire(),
+        operation,
+        flags: 0,
+        buf_alloc: 0,
+        fwd_cnt: 0,
+    }
+}
+
+/// The header for a packet of `len` bytes that leaves now.
+fn addressed(template: Header, connection: &Connection, len: u32) -> Header {
+    let advertised = connection.advertise();
+    Header { len, buf_alloc: advertised.buf_alloc, fwd_cnt: advertised.fwd_cnt, ..template }
+}
