@@ -11,7 +11,10 @@ use rvsock_bindings::bindings;
 ///
 /// If there is a pointer, the namespace is valid for `'a`.
 #[derive(Clone, Copy)]
-pub struct Net<'a>(Option<NonNull<bindings::net>>, core::marker::PhantomData<&'a ()>);
+pub struct Net<'a>(
+    Option<NonNull<bindings::net>>,
+    core::marker::PhantomData<&'a ()>,
+);
 
 impl<'a> Net<'a> {
     /// Any namespace in global mode: what has no namespace of its own, such as the device of a

@@ -7,10 +7,7 @@
 
 use crate::{HeldSock, Message, Zerocopy};
 use core::ptr::NonNull;
-use kernel::{
-    alloc::AllocError,
-    prelude::*,
-};
+use kernel::{alloc::AllocError, prelude::*};
 use rvsock_bindings::bindings;
 
 /// An sk_buff of ours, with nothing but payload.
@@ -129,7 +126,14 @@ impl SkBuff {
             let message = message.as_raw();
             let from = &raw mut (*message).msg_iter;
             let null = core::ptr::null_mut();
-            bindings::__zerocopy_sg_from_iter(message, null, skb.as_raw(), from, len as usize, null.cast())
+            bindings::__zerocopy_sg_from_iter(
+                message,
+                null,
+                skb.as_raw(),
+                from,
+                len as usize,
+                null.cast(),
+            )
         };
         kernel::error::to_result(status)?;
         Ok(skb)
@@ -182,7 +186,12 @@ impl SkBuff {
 
     /// Copies `len` bytes from `offset` on to a reader. May sleep. `EFAULT` if the reader's memory
     /// is not there.
-    pub fn copy_to_message(&self, offset: u32, message: &mut Message<'_, false>, len: u32) -> Result {
+    pub fn copy_to_message(
+        &self,
+        offset: u32,
+        message: &mut Message<'_, false>,
+        len: u32,
+    ) -> Result {
         // SAFETY: Both are valid; the function checks offset and length.
         kernel::error::to_result(unsafe {
             let to = &raw mut (*message.as_raw()).msg_iter;

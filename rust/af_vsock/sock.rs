@@ -121,7 +121,13 @@ impl Direction {
 
 impl From<Direction> for ShutdownFlags {
     fn from(direction: Direction) -> Self {
-        let flag = |mode, flag| if direction.0 & mode != 0 { flag } else { ShutdownFlags::NONE };
+        let flag = |mode, flag| {
+            if direction.0 & mode != 0 {
+                flag
+            } else {
+                ShutdownFlags::NONE
+            }
+        };
         flag(bindings::RCV_SHUTDOWN, ShutdownFlags::RECEIVE)
             .union(flag(bindings::SEND_SHUTDOWN, ShutdownFlags::SEND))
     }
@@ -201,7 +207,10 @@ impl Sock {
         // SAFETY: The socket is valid.
         unsafe { bindings::lock_sock_nested(self.sk(), 0) };
         // INVARIANT: The lock was taken just now.
-        LockedSock { sock: self, _not_send: PhantomData }
+        LockedSock {
+            sock: self,
+            _not_send: PhantomData,
+        }
     }
 }
 
@@ -221,14 +230,20 @@ impl<'a> LockedSock<'a> {
         // SAFETY: The socket is valid.
         unsafe { bindings::lock_child(sock.sk()) };
         // INVARIANT: The lock was taken just now.
-        Self { sock, _not_send: PhantomData }
+        Self {
+            sock,
+            _not_send: PhantomData,
+        }
     }
 
     /// The socket, for a call that needs its lock.
     #[inline]
     pub fn hold(&mut self) -> HeldSock<'_> {
         // INVARIANT: The lock is held at least as long as the borrow, which is exclusive.
-        HeldSock { sock: self.sock, _exclusive: PhantomData }
+        HeldSock {
+            sock: self.sock,
+            _exclusive: PhantomData,
+        }
     }
 }
 
@@ -269,14 +284,20 @@ impl<'a> HeldSock<'a> {
     pub(crate) unsafe fn from_raw(vsk: *mut bindings::vsock_sock) -> Self {
         // SAFETY: A locked socket exists.
         // INVARIANT: By the requirements of this function.
-        Self { sock: unsafe { Sock::from_raw(vsk) }, _exclusive: PhantomData }
+        Self {
+            sock: unsafe { Sock::from_raw(vsk) },
+            _exclusive: PhantomData,
+        }
     }
 
     /// The same for a shorter time.
     #[inline]
     pub fn reborrow(&mut self) -> HeldSock<'_> {
         // INVARIANT: The exclusive borrow of `self` keeps it from being used meanwhile.
-        HeldSock { sock: self.sock, _exclusive: PhantomData }
+        HeldSock {
+            sock: self.sock,
+            _exclusive: PhantomData,
+        }
     }
 
     /// A counted reference.

@@ -46,10 +46,7 @@ pub fn for_each_connected<T: Transport>() {
     }
     // SAFETY: The transport is only compared with.
     unsafe {
-        bindings::vsock_for_each_connected_socket(
-            T::vtable().as_raw().cast_mut(),
-            Some(call::<T>),
-        )
+        bindings::vsock_for_each_connected_socket(T::vtable().as_raw().cast_mut(), Some(call::<T>))
     }
 }
 

@@ -2,11 +2,7 @@
 
 //! What a transport implements, and the C table made of it.
 
-use crate::{
-    sock::Direction,
-    state::Attachment,
-    HeldSock, Message, Sock, SkbActor,
-};
+use crate::{sock::Direction, state::Attachment, HeldSock, Message, SkbActor, Sock};
 use core::marker::PhantomData;
 use kernel::{
     error::{from_result, to_result},
@@ -336,7 +332,11 @@ impl<T: Transport> Operations<T> {
         unsafe { HeldSock::from_raw(vsk) }.buffer_size()
     }
 
-    unsafe extern "C" fn stream_allow(vsk: *mut bindings::vsock_sock, _cid: u32, _port: u32) -> bool {
+    unsafe extern "C" fn stream_allow(
+        vsk: *mut bindings::vsock_sock,
+        _cid: u32,
+        _port: u32,
+    ) -> bool {
         // SAFETY: See `Operations`.
         T::stream_allow(unsafe { Sock::from_raw(vsk) })
     }
@@ -524,4 +524,3 @@ unsafe extern "C" fn notify_send_post_enqueue(
 ) -> c_int {
     0
 }
-

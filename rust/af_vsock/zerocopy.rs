@@ -35,7 +35,10 @@ impl Zerocopy {
         // SAFETY: The socket is valid and locked.
         let ubuf = unsafe { bindings::msg_zerocopy_realloc(sock.sk(), len as usize, null, false) };
         // INVARIANT: It comes with a reference for us.
-        Ok(Self { ubuf: NonNull::new(ubuf).ok_or(ENOMEM)?, owned: true })
+        Ok(Self {
+            ubuf: NonNull::new(ubuf).ok_or(ENOMEM)?,
+            owned: true,
+        })
     }
 
     /// The notification will say that data was copied after all.

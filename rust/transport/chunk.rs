@@ -53,9 +53,9 @@ impl Chunk {
     /// What was not read, as an sk_buff.
     fn into_skb(self) -> Result<SkBuff> {
         match self {
-            Self::Bytes { data, start } => {
-                Ok(SkBuff::copy_of(data.as_slice().get(start..).unwrap_or(&[]))?)
-            }
+            Self::Bytes { data, start } => Ok(SkBuff::copy_of(
+                data.as_slice().get(start..).unwrap_or(&[]),
+            )?),
             Self::Buffer { mut skb, start } => {
                 if start > 0 {
                     skb.pull(start)?;
@@ -105,7 +105,13 @@ impl Chunks {
     /// sleep.
     pub(crate) fn push_run(&mut self, mut run: KVec<u8>) -> Result<Option<KVec<u8>>, AllocError> {
         if Self::is_worth_keeping(run.len(), run.capacity()) {
-            self.0.push_back(Chunk::Bytes { data: run, start: 0 }, GFP_ATOMIC)?;
+            self.0.push_back(
+                Chunk::Bytes {
+                    data: run,
+                    start: 0,
+                },
+                GFP_ATOMIC,
+            )?;
             return Ok(None);
         }
         self.copy(run.as_slice())?;
@@ -118,7 +124,8 @@ impl Chunks {
     pub(crate) fn push_buffer(&mut self, skb: SkBuff) -> Result<Option<SkBuff>> {
         let len = skb.len() as usize;
         if len >= Self::SMALLEST_BUFFER && Self::is_worth_keeping(len, skb.truesize() as usize) {
-            self.0.push_back(Chunk::Buffer { skb, start: 0 }, GFP_ATOMIC)?;
+            self.0
+                .push_back(Chunk::Buffer { skb, start: 0 }, GFP_ATOMIC)?;
             return Ok(None);
         }
         for piece in skb.segments() {
@@ -139,7 +146,8 @@ impl Chunks {
         let capacity = self.next_copy_capacity().max(rest.len());
         let mut data = KVec::with_capacity(capacity, GFP_ATOMIC)?;
         data.extend_from_slice(rest, GFP_ATOMIC)?;
-        self.0.push_back(Chunk::Bytes { data, start: 0 }, GFP_ATOMIC)
+        self.0
+            .push_back(Chunk::Bytes { data, start: 0 }, GFP_ATOMIC)
     }
 
     fn next_copy_capacity(&mut self) -> usize {

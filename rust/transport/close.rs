@@ -24,7 +24,10 @@ pub(crate) fn release<L: Link>(mut sock: HeldSock<'_>) {
 /// Says good-bye to the peer; false if its answer has to be waited for
 /// (`virtio_transport_close()`).
 fn close<L: Link>(sock: &mut HeldSock<'_>) -> bool {
-    if !matches!(sock.state(), SocketState::Established | SocketState::Closing) {
+    if !matches!(
+        sock.state(),
+        SocketState::Established | SocketState::Closing
+    ) {
         return true;
     }
     if sock.peer_shutdown() == Direction::BOTH {

@@ -95,14 +95,21 @@ impl Incoming {
         if self.boundaries.len() >= max_boundaries(self.credit.window()) as usize {
             return Err(EMSGSIZE);
         }
-        let boundary = Boundary { end: self.end, ends_record };
+        let boundary = Boundary {
+            end: self.end,
+            ends_record,
+        };
         Ok(self.boundaries.push_back(boundary, GFP_ATOMIC)?)
     }
 }
 
 impl Reading {
     pub(crate) const fn new() -> Self {
-        Self { chunks: Chunks::new(), boundaries: Deque::new(), position: 0 }
+        Self {
+            chunks: Chunks::new(),
+            boundaries: Deque::new(),
+            position: 0,
+        }
     }
 
     /// Forgets everything.
@@ -135,7 +142,9 @@ impl Connection {
 
     /// Takes in what a header says about the peer's window.
     pub(crate) fn handle_peer(&self, header: &Header) -> CreditChange {
-        self.transmit.lock().handle_peer(header.buf_alloc, header.fwd_cnt)
+        self.transmit
+            .lock()
+            .handle_peer(header.buf_alloc, header.fwd_cnt)
     }
 
     /// Bytes that may be sent.
@@ -194,7 +203,8 @@ impl Connection {
             incoming.end_message(flags.contains(MessageFlags::END_OF_RECORD))?;
             self.readable_messages.add(1, ordering::Relaxed);
         }
-        self.readable_bytes.store(incoming.credit.queued(), ordering::Relaxed);
+        self.readable_bytes
+            .store(incoming.credit.queued(), ordering::Relaxed);
         Ok(left)
     }
 
@@ -203,16 +213,22 @@ impl Connection {
         let mut incoming = self.incoming.lock();
         let incoming = &mut *incoming;
         reading.chunks.append(&mut incoming.chunks)?;
-        reading.boundaries.append(&mut incoming.boundaries, GFP_ATOMIC)?;
+        reading
+            .boundaries
+            .append(&mut incoming.boundaries, GFP_ATOMIC)?;
         Ok(())
     }
 
     /// The reader has taken `bytes` and `messages`.
     pub(crate) fn consume(&self, bytes: usize, messages: u32) {
         let mut incoming = self.incoming.lock();
-        incoming.credit.consume(u32::try_from(bytes).unwrap_or(u32::MAX));
-        self.readable_messages.fetch_sub(messages, ordering::Relaxed);
-        self.readable_bytes.store(incoming.credit.queued(), ordering::Relaxed);
+        incoming
+            .credit
+            .consume(u32::try_from(bytes).unwrap_or(u32::MAX));
+        self.readable_messages
+            .fetch_sub(messages, ordering::Relaxed);
+        self.readable_bytes
+            .store(incoming.credit.queued(), ordering::Relaxed);
     }
 
     /// Forgets what arrived; nobody will read it.
@@ -220,7 +236,10 @@ impl Connection {
         let (chunks, boundaries) = {
             let mut incoming = self.incoming.lock();
             let chunks = core::mem::replace(&mut incoming.chunks, Chunks::new());
-            (chunks, core::mem::replace(&mut incoming.boundaries, Deque::new()))
+            (
+                chunks,
+                core::mem::replace(&mut incoming.boundaries, Deque::new()),
+            )
         };
         // Dropped here, outside the lock: freeing an sk_buff may complete a zero-copy send.
         drop((chunks, boundaries));

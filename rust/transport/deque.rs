@@ -21,7 +21,11 @@ impl<T> Deque<T> {
     const FIRST: usize = 4;
 
     pub(crate) const fn new() -> Self {
-        Self { slots: KVec::new(), head: 0, len: 0 }
+        Self {
+            slots: KVec::new(),
+            head: 0,
+            len: 0,
+        }
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -39,7 +43,11 @@ impl<T> Deque<T> {
 
     /// The value number `i`, counted from the front.
     pub(crate) fn get(&self, i: usize) -> Option<&T> {
-        self.slots.as_slice().get(self.slot(i))?.as_ref().filter(|_| i < self.len)
+        self.slots
+            .as_slice()
+            .get(self.slot(i))?
+            .as_ref()
+            .filter(|_| i < self.len)
     }
 
     /// All values, from the front.
@@ -83,11 +91,18 @@ impl<T> Deque<T> {
         if wanted <= self.slots.len() {
             return Ok(());
         }
-        let capacity = wanted.checked_next_power_of_two().ok_or(AllocError)?.max(Self::FIRST);
+        let capacity = wanted
+            .checked_next_power_of_two()
+            .ok_or(AllocError)?
+            .max(Self::FIRST);
         let mut slots = KVec::with_capacity(capacity, flags)?;
         for _ in 0..self.len {
             let slot = self.slot(0);
-            let value = self.slots.as_mut_slice().get_mut(slot).and_then(Option::take);
+            let value = self
+                .slots
+                .as_mut_slice()
+                .get_mut(slot)
+                .and_then(Option::take);
             slots.push_within_capacity(value).map_err(|_| AllocError)?;
             self.head = self.slot(1);
         }

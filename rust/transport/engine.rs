@@ -3,12 +3,13 @@
 //! The engine as the AF_VSOCK core sees it.
 
 use crate::{
-    close, connection::Reading,
+    close,
+    connection::Reading,
     read::{read_message, read_skb, read_stream},
     send::{send_control, send_data, update_credit},
     Connection, Link,
 };
-use af_vsock::{HeldSock, Message, Sock, SkbActor, Transport, Vtable};
+use af_vsock::{HeldSock, Message, SkbActor, Sock, Transport, Vtable};
 use core::marker::PhantomData;
 use kernel::prelude::*;
 use vsock_proto::{Operation, ShutdownFlags};
@@ -131,7 +132,12 @@ impl<L: Link> Transport for Engine<L> {
         if let Some(attached) = sock.attached::<Self>() {
             attached.shared.set_window(window);
         }
-        let _ = send_control::<L>(&mut sock, Operation::CreditUpdate, ShutdownFlags::NONE, false);
+        let _ = send_control::<L>(
+            &mut sock,
+            Operation::CreditUpdate,
+            ShutdownFlags::NONE,
+            false,
+        );
     }
 
     fn set_receive_low_water(mut sock: HeldSock<'_>, value: u32) -> Result {

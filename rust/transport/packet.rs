@@ -3,7 +3,7 @@
 //! Packets on their way out.
 
 use crate::{Connection, Engine, Link};
-use af_vsock::{Sock, SkBuff, SockRef, StateRef};
+use af_vsock::{SkBuff, Sock, SockRef, StateRef};
 use kernel::{alloc::AllocError, prelude::*};
 use vsock_proto::Header;
 
@@ -30,7 +30,14 @@ impl<L: Link> Packet<L> {
         sender: Option<SockRef>,
         is_reply: bool,
     ) -> Result<KBox<Self>, AllocError> {
-        let packet = Self { header, unsent: None, payload: None, sender, is_reply, next: None };
+        let packet = Self {
+            header,
+            unsent: None,
+            payload: None,
+            sender,
+            is_reply,
+            next: None,
+        };
         KBox::new(packet, GFP_KERNEL)
     }
 
@@ -116,7 +123,10 @@ pub struct PacketQueue<L: Link> {
 impl<L: Link> PacketQueue<L> {
     /// An empty queue.
     pub const fn new() -> Self {
-        Self { front: None, back: None }
+        Self {
+            front: None,
+            back: None,
+        }
     }
 
     /// Whether there is nothing to send.

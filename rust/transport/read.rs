@@ -153,7 +153,11 @@ impl Reading {
         let (bytes, skb) = self.chunks.pop_skb()?;
         self.position = self.position.saturating_add(bytes as u64);
         let mut messages: u32 = 0;
-        while self.boundaries.front().is_some_and(|boundary| boundary.end <= self.position) {
+        while self
+            .boundaries
+            .front()
+            .is_some_and(|boundary| boundary.end <= self.position)
+        {
             self.boundaries.pop_front();
             messages = messages.saturating_add(1);
         }

@@ -9,8 +9,8 @@ use crate::{
     Engine, Link,
 };
 use af_vsock::{
-    find_bound, find_connected, trace_received, Direction, HeldSock, Net, SkBuff, SocketError, SockRef,
-    SocketState,
+    find_bound, find_connected, trace_received, Direction, HeldSock, Net, SkBuff, SockRef,
+    SocketError, SocketState,
 };
 use kernel::prelude::*;
 use vsock_proto::{
@@ -68,7 +68,9 @@ impl Received<'_> {
     fn find_socket(&self) -> Option<SockRef> {
         let kind = Kind::from_wire(self.header.kind)?;
         find_connected(self.header.source, self.header.destination, self.net)
-            .or_else(|| find_bound(self.header.destination, self.net).filter(|sock| self.is_for(sock)))
+            .or_else(|| {
+                find_bound(self.header.destination, self.net).filter(|sock| self.is_for(sock))
+            })
             .filter(|sock| sock.kind() == kind)
     }
 
@@ -151,7 +153,11 @@ impl Received<'_> {
         let established = {
             let mut locked = child.lock();
             let mut sock = locked.hold();
-            let Header { source, destination, .. } = self.header;
+            let Header {
+                source,
+                destination,
+                ..
+            } = self.header;
             let result = sock.establish_child::<Engine<L>>(listener, destination, source);
             if result.is_ok() {
                 self.take_credit::<L>(&mut sock);

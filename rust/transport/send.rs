@@ -7,7 +7,9 @@ use af_vsock::{
     trace_allocated, HeldSock, Message, Net, SkBuff, SockRef, StateRef, Zerocopy, MAX_SKB_FRAGS,
 };
 use kernel::{page::PAGE_SIZE, prelude::*};
-use vsock_proto::{reset_for, Address, Header, Kind, MessageFlags, Operation, ShutdownFlags, MAX_PAYLOAD};
+use vsock_proto::{
+    reset_for, Address, Header, Kind, MessageFlags, Operation, ShutdownFlags, MAX_PAYLOAD,
+};
 
 /// Most bytes that a zero-copy packet refers to: each piece may be as small as a page.
 const ZEROCOPY_MAX: u32 = {
@@ -28,7 +30,10 @@ pub(crate) fn send_control<L: Link>(
 ) -> Result {
     let template = header::<L>(sock, operation);
     let connection = sock.attached::<Engine<L>>().ok_or(ENODEV)?.shared;
-    let header = Header { flags: shutdown.bits(), ..addressed(template, connection, 0) };
+    let header = Header {
+        flags: shutdown.bits(),
+        ..addressed(template, connection, 0)
+    };
     let packet = Packet::control(header, Some(sock.reference()), reply)?;
     trace_allocated(&packet.header, false);
     L::send(packet, sock.net())
@@ -138,7 +143,11 @@ impl<'a, L: Link> Sending<'a, L> {
 
     /// Sends packet after packet; an error counts only if none was sent.
     fn run(mut self, sock: &mut HeldSock<'_>, message: &mut Message<'_, true>) -> Result<u32> {
-        let packet_max = if self.refers { ZEROCOPY_MAX } else { L::PAYLOAD_MAX };
+        let packet_max = if self.refers {
+            ZEROCOPY_MAX
+        } else {
+            L::PAYLOAD_MAX
+        };
         let mut sent: u32 = 0;
         let mut result = Ok(());
         while sent < self.granted {
@@ -232,5 +241,10 @@ fn header<L: Link>(sock: &HeldSock<'_>, operation: Operation) -> Header {
 /// The header for a packet of `len` bytes that leaves now.
 fn addressed(template: Header, connection: &Connection, len: u32) -> Header {
     let advertised = connection.advertise();
-    Header { len, buf_alloc: advertised.buf_alloc, fwd_cnt: advertised.fwd_cnt, ..template }
+    Header {
+        len,
+        buf_alloc: advertised.buf_alloc,
+        fwd_cnt: advertised.fwd_cnt,
+        ..template
+    }
 }

@@ -28,7 +28,10 @@ struct Module {
 impl kernel::Module for Module {
     fn init(_module: &'static ThisModule) -> Result<Self> {
         let link = RunningLink::start()?;
-        Ok(Self { _registration: Registration::new::<Engine<Loopback>>(Features::LOCAL)?, _link: link })
+        Ok(Self {
+            _registration: Registration::new::<Engine<Loopback>>(Features::LOCAL)?,
+            _link: link,
+        })
     }
 }
 
