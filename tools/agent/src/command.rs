@@ -35,8 +35,12 @@ impl Spec {
             match field.split_first() {
                 Some((b'a', value)) => spec.arguments.push(text(value)),
                 Some((b'e', value)) => {
-                    let at = value.iter().position(|byte| *byte == b'=').ok_or("environment without =")?;
-                    spec.environment.push((text(&value[..at]), text(&value[at + 1..])));
+                    let at = value
+                        .iter()
+                        .position(|byte| *byte == b'=')
+                        .ok_or("environment without =")?;
+                    spec.environment
+                        .push((text(&value[..at]), text(&value[at + 1..])));
                 }
                 Some((b'd', value)) => spec.directory = Some(text(value)),
                 Some((b't', _)) => spec.terminal = true,
@@ -51,7 +55,9 @@ impl Spec {
 
     fn command(&self) -> Command {
         let mut command = Command::new(&self.arguments[0]);
-        command.args(&self.arguments[1..]).envs(self.environment.iter().map(|(name, value)| (name, value)));
+        command
+            .args(&self.arguments[1..])
+            .envs(self.environment.iter().map(|(name, value)| (name, value)));
         if let Some(directory) = &self.directory {
             command.current_dir(directory);
         }
@@ -69,20 +75,35 @@ impl Spec {
 
     fn start_on_pipes(&self) -> io::Result<Started> {
         let mut command = self.command();
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+        command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .process_group(0);
         let mut child = command.spawn()?;
         let outputs: Vec<Box<dyn Read + Send>> = vec![
             Box::new(child.stdout.take().expect("was asked for above")),
             Box::new(child.stderr.take().expect("was asked for above")),
         ];
         let stdin = feed(child.stdin.take().expect("was asked for above"));
-        Ok(Started { control: Control { group: child.id() as i32, stdin: Some(stdin), terminal: None }, child, outputs })
+        Ok(Started {
+            control: Control {
+                group: child.id() as i32,
+                stdin: Some(stdin),
+                terminal: None,
+            },
+            child,
+            outputs,
+        })
     }
 
     fn start_on_terminal(&self) -> io::Result<Started> {
         let (master, slave) = open_terminal()?;
         let mut command = self.command();
-        command.stdin(slave.try_clone()?).stdout(slave.try_clone()?).stderr(slave);
+        command
+            .stdin(slave.try_clone()?)
+            .stdout(slave.try_clone()?)
+            .stderr(slave);
         // SAFETY: setsid and ioctl are async-signal-safe and touch no memory of the process.
         unsafe {
             command.pre_exec(|| {
@@ -95,8 +116,16 @@ impl Spec {
         let child = command.spawn()?;
         let stdin = feed(File::from(master.try_clone()?));
         let output = File::from(master.try_clone()?);
-        let control = Control { group: child.id() as i32, stdin: Some(stdin), terminal: Some(master) };
-        Ok(Started { control, child, outputs: vec![Box::new(output)] })
+        let control = Control {
+            group: child.id() as i32,
+            stdin: Some(stdin),
+            terminal: Some(master),
+        };
+        Ok(Started {
+            control,
+            child,
+            outputs: vec![Box::new(output)],
+        })
     }
 }
 
@@ -133,7 +162,12 @@ impl Control {
     }
 
     pub fn resize(&self, rows: u16, columns: u16) {
-        let size = libc::winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+        let size = libc::winsize {
+            ws_row: rows,
+            ws_col: columns,
+            ws_xpixel: 0,
+            ws_ypixel: 0,
+        };
         if let Some(terminal) = &self.terminal {
             // SAFETY: `size` is what TIOCSWINSZ reads.
             unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCSWINSZ, &size) };
@@ -195,7 +229,14 @@ mod tests {
 
     #[test]
     fn nonsense_is_refused() {
-        for payload in [&b""[..], b"d/\0", b"aecho", b"aecho\0x\0", b"aecho\0eNAME\0", b"aecho\0\0"] {
+        for payload in [
+            &b""[..],
+            b"d/\0",
+            b"aecho",
+            b"aecho\0x\0",
+            b"aecho\0eNAME\0",
+            b"aecho\0\0",
+        ] {
             assert!(Spec::parse(payload).is_err(), "{payload:?}");
         }
     }

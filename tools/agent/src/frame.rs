@@ -40,9 +40,11 @@ pub enum Kind {
 impl Kind {
     fn from_byte(byte: u8) -> Option<Self> {
         use Kind::*;
-        [Start, Stdin, Signal, Resize, Ping, Hello, Stdout, Stderr, Exit, Pong]
-            .into_iter()
-            .find(|kind| *kind as u8 == byte)
+        [
+            Start, Stdin, Signal, Resize, Ping, Hello, Stdout, Stderr, Exit, Pong,
+        ]
+        .into_iter()
+        .find(|kind| *kind as u8 == byte)
     }
 }
 
@@ -57,7 +59,11 @@ pub struct Frame {
 
 impl Frame {
     pub fn new(kind: Kind, id: u32, payload: impl Into<Vec<u8>>) -> Self {
-        Self { kind, id, payload: payload.into() }
+        Self {
+            kind,
+            id,
+            payload: payload.into(),
+        }
     }
 
     /// Reads the next frame, or `None` at the end of the stream.
@@ -73,11 +79,18 @@ impl Frame {
         let length = u32::from_le_bytes([l0, l1, l2, l3]) as usize;
         let kind = Kind::from_byte(kind).filter(|_| length <= MAX_PAYLOAD);
         let Some(kind) = kind else {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, format!("not a frame: {header:02x?}")));
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!("not a frame: {header:02x?}"),
+            ));
         };
         let mut payload = vec![0; length];
         input.read_exact(&mut payload)?;
-        Ok(Some(Self { kind, id: u32::from_le_bytes([i0, i1, i2, i3]), payload }))
+        Ok(Some(Self {
+            kind,
+            id: u32::from_le_bytes([i0, i1, i2, i3]),
+            payload,
+        }))
     }
 
     /// Writes header and payload in one piece: the port has many writers.
@@ -98,7 +111,10 @@ mod tests {
 
     #[test]
     fn what_is_written_is_read_back() {
-        let frames = [Frame::new(Kind::Start, 7, *b"aecho\0"), Frame::new(Kind::Ping, 0, [])];
+        let frames = [
+            Frame::new(Kind::Start, 7, *b"aecho\0"),
+            Frame::new(Kind::Ping, 0, []),
+        ];
         let mut bytes = Vec::new();
         for frame in &frames {
             frame.write(&mut bytes).unwrap();
@@ -123,7 +139,9 @@ mod tests {
     #[test]
     fn a_cut_payload_is_an_error() {
         let mut bytes = Vec::new();
-        Frame::new(Kind::Stdin, 1, *b"hello").write(&mut bytes).unwrap();
+        Frame::new(Kind::Stdin, 1, *b"hello")
+            .write(&mut bytes)
+            .unwrap();
         bytes.pop();
         assert!(Frame::read(&mut bytes.as_slice()).is_err());
     }

@@ -23,15 +23,22 @@ SESSION  sent as greeting, so that the other end knows whom it talks to";
 fn port_device(name: &str) -> io::Result<PathBuf> {
     for entry in fs::read_dir("/sys/class/virtio-ports")? {
         let entry = entry?;
-        if fs::read_to_string(entry.path().join("name")).is_ok_and(|found| found.trim_end() == name) {
+        if fs::read_to_string(entry.path().join("name")).is_ok_and(|found| found.trim_end() == name)
+        {
             return Ok(PathBuf::from("/dev").join(entry.file_name()));
         }
     }
-    Err(io::Error::new(io::ErrorKind::NotFound, format!("no virtio-serial port is called {name}")))
+    Err(io::Error::new(
+        io::ErrorKind::NotFound,
+        format!("no virtio-serial port is called {name}"),
+    ))
 }
 
 fn open(port: &str) -> io::Result<(File, File)> {
-    let file = OpenOptions::new().read(true).write(true).open(port_device(port)?)?;
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(port_device(port)?)?;
     Ok((file.try_clone()?, file))
 }
 

@@ -37,8 +37,15 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// Serves one rig until it closes the stream, then kills what still runs.
-pub fn serve(mut input: impl Read, output: impl Write + Send + 'static, session: &str) -> io::Result<()> {
-    let shared = Arc::new(Shared { output: Mutex::new(output), commands: Mutex::default() });
+pub fn serve(
+    mut input: impl Read,
+    output: impl Write + Send + 'static,
+    session: &str,
+) -> io::Result<()> {
+    let shared = Arc::new(Shared {
+        output: Mutex::new(output),
+        commands: Mutex::default(),
+    });
     shared.send(Kind::Hello, 0, session);
     let result = loop {
         match Frame::read(&mut input) {
@@ -70,10 +77,15 @@ fn handle<W: Write + Send + 'static>(shared: &Arc<Shared<W>>, frame: Frame) {
 
 fn start<W: Write + Send + 'static>(shared: &Arc<Shared<W>>, id: u32, payload: &[u8]) {
     let started = Spec::parse(payload).and_then(|spec| {
-        spec.start().map_err(|error| format!("{}: {error}", spec.arguments[0].to_string_lossy()))
+        spec.start()
+            .map_err(|error| format!("{}: {error}", spec.arguments[0].to_string_lossy()))
     });
     match started {
-        Ok(Started { control, child, outputs }) => {
+        Ok(Started {
+            control,
+            child,
+            outputs,
+        }) => {
             locked(&shared.commands).insert(id, control);
             let shared = Arc::clone(shared);
             thread::spawn(move || finish(&shared, id, child, outputs));
@@ -137,9 +149,13 @@ mod tests {
     impl Rig {
         fn new() -> Self {
             let (port, other) = UnixStream::pair().unwrap();
-            port.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+            port.set_read_timeout(Some(Duration::from_secs(30)))
+                .unwrap();
             let agent = thread::spawn(move || serve(other.try_clone().unwrap(), other, "test"));
-            let mut rig = Self { port, agent: Some(agent) };
+            let mut rig = Self {
+                port,
+                agent: Some(agent),
+            };
             assert_eq!(rig.receive(), Frame::new(Kind::Hello, 0, *b"test"));
             rig
         }
@@ -153,7 +169,9 @@ mod tests {
         }
 
         fn receive(&mut self) -> Frame {
-            Frame::read(&mut self.port).unwrap().expect("the agent went away")
+            Frame::read(&mut self.port)
+                .unwrap()
+                .expect("the agent went away")
         }
 
         /// All output of a command, and its last word.
@@ -186,7 +204,10 @@ mod tests {
     fn output_error_output_and_status_come_back() {
         let mut rig = Rig::new();
         rig.start(1, "echo out; echo err >&2; exit 3");
-        assert_eq!(rig.finish(1), ("out\n".into(), "err\n".into(), "exited 3".into()));
+        assert_eq!(
+            rig.finish(1),
+            ("out\n".into(), "err\n".into(), "exited 3".into())
+        );
     }
 
     #[test]
@@ -225,7 +246,10 @@ mod tests {
         rig.start(1, "sleep 60 & echo started; wait");
         assert_eq!(rig.receive(), Frame::new(Kind::Stdout, 1, *b"started\n"));
         rig.send(Kind::Signal, 1, [9]);
-        assert_eq!(rig.finish(1), (String::new(), String::new(), "killed 9".into()));
+        assert_eq!(
+            rig.finish(1),
+            (String::new(), String::new(), "killed 9".into())
+        );
     }
 
     #[test]
@@ -261,7 +285,11 @@ mod tests {
     fn commands_die_with_the_connection() {
         let mut rig = Rig::new();
         rig.start(1, "echo $$; exec sleep 60");
-        let pid: i32 = String::from_utf8(rig.receive().payload).unwrap().trim().parse().unwrap();
+        let pid: i32 = String::from_utf8(rig.receive().payload)
+            .unwrap()
+            .trim()
+            .parse()
+            .unwrap();
         drop(rig);
         for _ in 0..300 {
             // SAFETY: kill takes no pointers; signal 0 only asks.
