@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""The cache directory: where it is, what is recorded in it, and the lock that guards it."""
+"""The cache directory: where it is, what is recorded in it, and the locks that guard it."""
 
 import contextlib
 import fcntl
@@ -8,6 +8,7 @@ import os
 import pathlib
 import shutil
 import subprocess
+import time
 
 from console import CommandError, say
 
@@ -30,7 +31,7 @@ class Cache:
 
     @property
     def kernels(self) -> pathlib.Path:
-        """One directory a kernel: build trees, and the images built from them."""
+        """One directory a kernel, by its release: the build tree, and the log of its build."""
         return self.root / "kernels"
 
     @property
@@ -52,20 +53,39 @@ class Cache:
     def remove(self) -> int:
         """Removes everything, unless another run is using it."""
         if self.root.exists():
-            with self.lock():
+            with self._locked("in-use", fcntl.LOCK_EX):
                 shutil.rmtree(self.root)
         return 0
 
+    def in_use(self) -> contextlib.AbstractContextManager[None]:
+        """Held as long as something below is used: `remove` refuses then."""
+        return self._locked("in-use", fcntl.LOCK_SH)
+
     @contextlib.contextmanager
-    def lock(self):
-        """Held while the cache is changed; others wait and say so."""
-        with open(self.root / "lock", "w") as handle:
+    def _locked(self, name: str, kind: int):
+        with open(self.root / name, "w") as handle:
+            try:
+                fcntl.flock(handle, kind | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise CommandError(f"{self.root} is in use by another run") from None
+            yield
+
+    @contextlib.contextmanager
+    def lock(self, name: str):
+        """Held while `name` (the tree, or a kernel) is changed; others wait and say so."""
+        with open(self.root / f"{name}.lock", "w") as handle:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                say(f"  waiting for another run that prepares {self.root}")
+                say(f"  waiting for another run that prepares {self.root / name}")
                 fcntl.flock(handle, fcntl.LOCK_EX)
             yield
+
+    def note(self, text: str) -> None:
+        """Prints a line, and keeps it with its time in setup.log."""
+        say(text)
+        with open(self.logs / "setup.log", "a") as log:
+            log.write(time.strftime("%Y-%m-%d %H:%M:%S ") + text.strip() + "\n")
 
     def record(self, name: str, value) -> None:
         """Records `value` under `name`, in one step: never half a record."""
@@ -81,17 +101,25 @@ class Cache:
         except (FileNotFoundError, json.JSONDecodeError):
             return None
 
-    def run(self, log: str, command: list[str], **options) -> None:
-        """Runs a command with its output in a log; on failure the end of the log is shown."""
-        path = self.logs / f"{log}.log"
-        with open(path, "ab") as output:
-            output.write(("$ " + " ".join(map(str, command)) + "\n").encode())
+    def run(self, log: pathlib.Path, command: list[str], wrapped: list[str] = [], **options) -> None:
+        """Runs a command, or what wraps it, with its output in a log; shows what matters of a failure."""
+        with open(log, "ab") as output:
+            output.write(("$ " + " ".join(command) + "\n").encode())
             output.flush()
+            start = output.tell()
             result = subprocess.run(
-                command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, **options
+                wrapped or command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                **options,
             )
         if result.returncode:
-            tail = path.read_text(errors="replace").splitlines()[-12:]
-            raise CommandError(
-                "\n    ".join([f"`{command[0]}` failed, the end of {path} says:", *tail])
-            )
+            lines = log.read_bytes()[start:].decode(errors="replace").splitlines()
+            raise CommandError("\n    ".join([f"`{command[0]}` failed; from {log}:", *excerpt(lines)]))
+
+
+def excerpt(lines: list[str], size: int = 12) -> list[str]:
+    """The lines around the first error: a parallel `make` goes on for long after it. Or the last ones."""
+    first = next((at for at, line in enumerate(lines) if "***" in line), len(lines))
+    return lines[: first + 1][-size:]

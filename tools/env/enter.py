@@ -1,18 +1,20 @@
 # SPDX-License-Identifier: GPL-2.0
 """Runs commands inside the Debian tree, in mount and PID namespaces of their own.
 
-Whatever happens to such a command, nothing stays mounted and nothing keeps running, and removing
-the cache can never reach the machine's /dev.
+Whatever happens to such a command or to the program that started it, nothing stays mounted and
+nothing keeps running, and removing the cache can never reach the machine's /dev.
 """
 
 import os
 import pathlib
 import subprocess
 
-# $1: tree, $2: file with the directories that keep their path inside, then the command.
+# $1: tree, $2: directories that keep their path inside (with colons), $3: directory to start in,
+# then the command.
 SCRIPT = r"""
 tree=$1 shared=$2 directory=$3
 shift 3
+mount --bind "$tree" "$tree"
 mount -t proc proc "$tree/proc"
 mount --rbind /sys "$tree/sys"
 mount --rbind /dev "$tree/dev"
@@ -28,12 +30,18 @@ for path in $shared; do
 	mount --bind "$path" "$tree$path"
 done
 unset IFS
-exec chroot "$tree" sh -c 'cd "$1" && shift && exec "$@"' sh "$directory" "$@"
+# Not chroot: the root has to be a mount, for those inside who want namespaces of their own.
+cd "$tree"
+pivot_root . .
+umount -l .
+cd "$directory"
+exec "$@"
 """
 
 KEPT = (
     *("TERM", "CI", "KERNEL", "T", "OUT", "LONG", "LANE", "V"),
-    *("KDIR", "RVSOCK_RELEASE", "RVSOCK_IMAGE"),
+    *("KDIR", "KARCH", "RVSOCK_RELEASE", "RVSOCK_IMAGE"),
+    *("http_proxy", "https_proxy", "no_proxy"),
 )
 
 
@@ -51,16 +59,24 @@ def environment(cache_root: pathlib.Path) -> dict[str, str]:
     return inside
 
 
+def contained(command: list[str]) -> list[str]:
+    """The command that runs `command` with mounts and processes of its own.
+
+    They go when it ends, and when its caller does: also by kill -9 (hence the death signal).
+    """
+    return [
+        *("setpriv", "--pdeathsig", "KILL"),
+        *("unshare", "--mount", "--propagation", "private", "--pid", "--fork", "--kill-child"),
+        *command,
+    ]
+
+
 def command_line(
     tree: pathlib.Path, shared: list[pathlib.Path], directory: pathlib.Path, command: list[str]
 ) -> list[str]:
     """The command that runs `command` inside `tree`, in `directory`."""
-    return [
-        *("unshare", "--mount", "--propagation", "private", "--pid", "--fork", "--kill-child"),
-        *("sh", "-euc", SCRIPT, "sh", str(tree)),
-        ":".join(map(str, shared)),
-        *(str(directory), *command),
-    ]
+    paths = ":".join(map(str, shared))
+    return contained(["sh", "-euc", SCRIPT, "sh", str(tree), paths, str(directory), *command])
 
 
 def run(

@@ -29,105 +29,164 @@ class Kernel:
         names = [f"linux-{part}-{self.release}" for part in parts]
         return [*names, f"{self.source}={self.source_version}"]
 
+    @property
+    def upstream(self) -> str:
+        """The version without the distribution's suffix: 7.2.12."""
+        return self.release.split("+")[0]
+
+    @property
+    def distribution(self) -> str:
+        """The distribution's mark in the release: +deb13."""
+        return "+" + self.release.split("+", 1)[1].split("-")[0]
+
+
+def wanted() -> str:
+    """The series (7.2) or release (7.2.12+deb13-amd64) to look for."""
+    return os.environ.get("RVSOCK_KERNEL") or SERIES
+
+
+def answers(release: str, request: str) -> bool:
+    """Whether `release` is the requested one, or of the requested series."""
+    return release == request or release.startswith((f"{request}.", f"{request}+"))
+
 
 def version_key(text: str) -> list[int]:
     return [int(number) for number in re.findall(r"\d+", text)]
 
 
 def resolve(tree: Tree) -> Kernel:
-    """The newest kernel of the series whose binary, modules, headers and source are all there."""
-    series = os.environ.get("RVSOCK_KERNEL", SERIES)
+    """The newest wanted kernel whose binary, modules, headers and source are all there."""
     names = set(tree.output(["apt-cache", "pkgnames", "linux-"]).split())
-    pattern = re.compile(rf"linux-binary-({re.escape(series)}[.\d]*\+deb\d+-amd64)$")
+    pattern = re.compile(r"linux-binary-(\d[.\d]*\+deb\d+-amd64)$")
     releases = [found.group(1) for name in names if (found := pattern.match(name))]
-    for release in sorted(releases, key=version_key, reverse=True):
+    releases.sort(key=version_key, reverse=True)
+    for release in releases:
+        if not answers(release, wanted()):
+            continue
         source = "linux-source-" + ".".join(release.split(".")[:2])
         version = source_version(tree, source, release)
         kernel = Kernel(release, source, version or "")
-        wanted = {package.split("=")[0] for package in kernel.packages}
-        if version and wanted <= names:
+        if version and {package.split("=")[0] for package in kernel.packages} <= names:
             return kernel
     raise CommandError(
-        f"the mirror has no {series} kernel for amd64 with binary, modules, headers and source of "
-        f"one version; set RVSOCK_KERNEL to another series (seen: {', '.join(sorted(releases)) or 'none'})"
+        f"the mirror has no {wanted()} kernel for amd64 with binary, modules, headers and source of one "
+        f"version (it has: {', '.join(releases) or 'none of any series'}): set RVSOCK_KERNEL to another "
+        "series, or RVSOCK_MIRROR to a mirror that has it"
     )
 
 
 def source_version(tree: Tree, package: str, release: str) -> str | None:
     """The version of the source package that belongs to `release`."""
-    upstream = release.split("+")[0]
     for line in tree.output(["apt-cache", "madison", package]).splitlines():
         version = line.split("|")[1].strip()
-        if version.split("-")[0] == upstream:
+        if version.split("-")[0] == release.split("+")[0]:
             return version
     return None
 
 
 class BuildTree:
-    """Sources of the distribution's kernel, prepared for modules; stands for KDIR."""
+    """Kernel sources that modules are built against (KDIR), and the kernel that takes them."""
 
-    def __init__(self, cache: Cache, tree: Tree, kernel: Kernel):
+    arch = "x86"
+    image_name = "vmlinuz"
+
+    def __init__(self, cache: Cache, tree: Tree, kernel: Kernel, release: str):
         self.cache = cache
         self.tree = tree
         self.kernel = kernel
-        self.path = cache.kernels / kernel.release / "build"
+        self.release = release
+        self.path = cache.kernels / release / "build"
 
     @property
-    def ready(self) -> bool:
-        return (self.path / READY).exists() and self.image.exists()
+    def installed(self) -> pathlib.Path:
+        """Where the tree has this kernel: image, configuration, modules."""
+        return self.tree.path / "usr/lib/modules" / self.release
 
     @property
     def image(self) -> pathlib.Path:
-        """The kernel as the distribution ships it."""
-        return self.tree.path / "usr/lib/modules" / self.kernel.release / "vmlinuz"
+        return self.installed / self.image_name
 
     @property
-    def _headers(self) -> pathlib.Path:
-        return self.tree.path / "usr/src" / f"linux-headers-{self.kernel.release}"
+    def log(self) -> pathlib.Path:
+        return self.path.parent / "build.log"
 
     def variables(self) -> dict[str, str]:
         """How the commands inside learn which kernel they are for."""
         return {
             "KDIR": str(self.path),
-            "RVSOCK_RELEASE": self.kernel.release,
+            "KARCH": self.arch,
+            "RVSOCK_RELEASE": self.release,
             "RVSOCK_IMAGE": "/" + str(self.image.relative_to(self.tree.path)),
         }
 
+    def marked(self, marker: str, text: str) -> bool:
+        """Whether a step left its marker, for what it was to be made from."""
+        path = self.path / marker
+        return path.exists() and path.read_text() == text
+
+    def unpack(self) -> None:
+        """The sources, anew."""
+        archive = f"/usr/src/{self.kernel.source}.tar.xz"
+        with Step(f"kernel sources for {self.release}"):
+            shutil.rmtree(self.path.parent, ignore_errors=True)
+            self.path.mkdir(parents=True)
+            self.tree.run(
+                self.log,
+                ["tar", "--strip-components=1", "--use-compress-program=xz -T0", "-xf", archive]
+                + ["-C", str(self.path)],
+            )
+        found = re.findall(r"^(?:VERSION|PATCHLEVEL|SUBLEVEL) = (\d+)$", self._makefile(), re.MULTILINE)
+        if ".".join(found) != self.kernel.upstream:
+            raise CommandError(
+                f"{archive} is version {'.'.join(found)}, the kernel {self.kernel.upstream}: "
+                "run `python3 tools/env setup --update`"
+            )
+
+    def _makefile(self) -> str:
+        return (self.path / "Makefile").read_text()
+
+    def make(self, *arguments: str) -> None:
+        command = ["make", "-C", str(self.path), f"ARCH={self.arch}", f"-j{os.cpu_count()}"]
+        self.tree.run(self.log, [*command, *arguments])
+
+    def check_release(self) -> None:
+        found = (self.path / "include/config/kernel.release").read_text().strip()
+        if found != self.release:
+            raise CommandError(f"the build tree calls itself {found}, the kernel {self.release}")
+
+
+class StockTree(BuildTree):
+    """The tree of the distribution's own kernel."""
+
+    def __init__(self, cache: Cache, tree: Tree, kernel: Kernel):
+        super().__init__(cache, tree, kernel, kernel.release)
+
+    @property
+    def ready(self) -> bool:
+        return self.marked(READY, self.kernel.source_version) and self.image.exists()
+
+    @property
+    def _headers(self) -> pathlib.Path:
+        return self.tree.path / "usr/src" / f"linux-headers-{self.release}"
+
     def prepare(self) -> None:
         self.tree.install(
-            f"kernel {self.kernel.release}",
+            f"kernel {self.release}",
             ["-t", f"{SUITE}-backports", *self.kernel.packages, f"libelf-dev/{SUITE}-backports"],
         )
         check_rust(self._headers / ".config")
         check_toolchain(self.tree, self._headers / ".config")
-        self._unpack()
-        self._make()
-        (self.path / READY).touch()
-
-    def _unpack(self) -> None:
-        with Step("kernel sources"):
-            shutil.rmtree(self.path, ignore_errors=True)
-            self.path.mkdir(parents=True)
-            archive = f"/usr/src/{self.kernel.source}.tar.xz"
-            self.tree.run(
-                "kernel",
-                ["tar", "--strip-components=1", "--use-compress-program=xz -T0", "-xf", archive]
-                + ["-C", str(self.path)],
-            )
-            for name in (".config", "Module.symvers", "vmlinux"):
-                shutil.copy(self._headers / name, self.path / name)
-
-    def _make(self) -> None:
+        self.unpack()
+        for name in (".config", "Module.symvers", "vmlinux"):
+            shutil.copy(self._headers / name, self.path / name)
         with Step("kernel build tree for modules"):
-            suffix = "+" + self.kernel.release.split("+", 1)[1]
-            self.tree.run(
-                "kernel",
-                ["make", "-C", str(self.path), f"-j{os.cpu_count()}", f"CC={compiler(self.path)}"]
-                + [f"LOCALVERSION={suffix}", "olddefconfig", "modules_prepare", "headers_install"],
+            self.make(
+                f"CC={compiler(self.path / '.config')}",
+                f"LOCALVERSION={self.release.removeprefix(self.kernel.upstream)}",
+                *("olddefconfig", "modules_prepare", "headers_install"),
             )
-        found = (self.path / "include/config/kernel.release").read_text().strip()
-        if found != self.kernel.release:
-            raise CommandError(f"the build tree calls itself {found}, the kernel {self.kernel.release}")
+        self.check_release()
+        (self.path / READY).write_text(self.kernel.source_version)
 
 
 def setting(config: pathlib.Path, name: str) -> str:
@@ -136,14 +195,17 @@ def setting(config: pathlib.Path, name: str) -> str:
     return found.group(1) if found else ""
 
 
-def compiler(build: pathlib.Path) -> str:
+def compiler(config: pathlib.Path) -> str:
     """The C compiler that built the kernel, by its command name."""
-    return setting(build / ".config", "CONFIG_CC_VERSION_TEXT").split()[0]
+    return setting(config, "CONFIG_CC_VERSION_TEXT").split()[0]
 
 
 def check_rust(config: pathlib.Path) -> None:
     if setting(config, "CONFIG_RUST") != "y":
-        raise CommandError(f"{config}: this kernel was built without CONFIG_RUST and takes no Rust modules")
+        raise CommandError(
+            f"{config}: this kernel was built without CONFIG_RUST and takes no Rust modules; "
+            "set RVSOCK_KERNEL to another series"
+        )
 
 
 def check_toolchain(tree: Tree, config: pathlib.Path) -> None:
@@ -151,14 +213,14 @@ def check_toolchain(tree: Tree, config: pathlib.Path) -> None:
     tools = {
         "CONFIG_RUSTC_VERSION_TEXT": (["rustc", "--version"], True),
         "CONFIG_BINDGEN_VERSION_TEXT": (["bindgen", "--version", "workaround-for-0.69.0"], False),
-        "CONFIG_CC_VERSION_TEXT": ([setting(config, "CONFIG_CC_VERSION_TEXT").split()[0], "--version"], False),
+        "CONFIG_CC_VERSION_TEXT": ([compiler(config), "--version"], False),
     }
     for name, (command, fatal) in tools.items():
-        wanted = setting(config, name)
+        expected = setting(config, name)
         found = (tree.output(command).splitlines() or ["nothing"])[0]
-        if found == wanted:
+        if found == expected:
             continue
-        message = f"{command[0]}: the kernel was built with '{wanted}', the tree has '{found}'"
+        message = f"{command[0]}: the kernel was built with '{expected}', the tree has '{found}'"
         if fatal:
             raise CommandError(f"{message}; modules built with it would not load")
         say(f"  warning: {message}")
