@@ -21,13 +21,13 @@ def host():
         yield machine
 
 
-@pytest.fixture
-def kernel_logs():
-    """Machines to check at the end of the test, whatever its result."""
-    machines: list[rig.Host | rig.Guest] = []
-    yield machines
-    for machine in machines:
-        machine.check_kernel_log()
+@pytest.fixture(autouse=True)
+def kernel_logs(request):
+    """Looks into the kernel logs of host and guests at the end of every test that could have used them."""
+    uses_host = "host" in request.fixturenames
+    yield
+    if uses_host:
+        request.getfixturevalue("host").check_kernel_logs()
 
 
 SUITES = pytest.StashKey[dict[str, float]]()

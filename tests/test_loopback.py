@@ -47,8 +47,7 @@ def outcomes(loopback):
 @pytest.mark.parametrize(
     "program, number", [(program, number) for program, count in CASES.items() for number in range(count)]
 )
-def test_case(outcomes, loopback, kernel_logs, program, number):
-    kernel_logs.append(loopback)
+def test_case(outcomes, program, number):
     reason = outcomes(program).require(number)
     if reason:
         pytest.skip(IMPOSSIBLE.get((program, number), reason))
@@ -61,7 +60,6 @@ def test_every_case_was_run(outcomes, program):
     assert len(outcome.server) == len(outcome.client) == CASES[program]
 
 
-def test_the_module_can_be_unloaded(loopback, kernel_logs):
-    kernel_logs.append(loopback)
+def test_the_module_can_be_unloaded(loopback):
     loopback.unload("loopback")
     assert not any("loopback" in name for name in loopback.loaded_modules())

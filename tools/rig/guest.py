@@ -1,8 +1,144 @@
 # SPDX-License-Identifier: GPL-2.0
-"""A guest: QEMU with nested KVM inside the host VM."""
+"""A guest: QEMU with nested KVM inside the host VM.
 
+The guest is one command of the host's agent: its standard input and output carry the guest's own
+control channel, its error output is the guest's console. So a guest needs no network, no sockets
+and no files in the host, and ends when the command ends.
+"""
+
+import json
+import queue
+import secrets
+import sys
+import typing
+from collections.abc import Iterable, Mapping
+
+from . import initramfs, runs
+from .channel import Channel, Command, Kind
+from .console import Console
+from .errors import MachineError
 from .machine import Machine
+from .monitor import Monitor
+
+if typing.TYPE_CHECKING:
+    from .host import Host
+
+# 5 s on a quiet machine, 60 s where the guest is emulated inside an emulated host.
+BOOT_TIMEOUT = 120.0
+BOOT_TIMEOUT_EMULATED = 600.0
+
+KERNEL_ARGUMENTS = """
+console=hvc0 loglevel=7 panic=-1 oops=panic printk.devkmsg=on mitigations=off tsc=reliable no_timer_check
+nowatchdog audit=0 random.trust_cpu=on cryptomgr.notests nokaslr net.ifnames=0
+""".split()
+
+VSOCK = {"driver": "vhost-vsock-pci"}
+
+
+class CommandStream:
+    """A control channel that is input and output of a command in the host."""
+
+    def __init__(self) -> None:
+        self.pieces: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        self.command: Command | None = None
+
+    def write(self, data: bytes) -> None:
+        assert self.command is not None
+        self.command.write(data)
+
+    def read(self) -> bytes:
+        return self.pieces.get()
 
 
 class Guest(Machine):
-    """Placeholder until the next commit."""
+    """A running guest; use `Host.guest()`."""
+
+    def __init__(
+        self,
+        host: "Host",
+        cid: int,
+        *,
+        memory: int = 512,
+        cpus: int = 1,
+        programs: Iterable[str] = (),
+        modules: Iterable[str] = (),
+        forward: Mapping[int, int] | None = None,
+        vsock: Mapping[str, object] | None = VSOCK,
+    ):
+        """`programs` of the tree and kernel `modules` are added to the guest's root.
+
+        `forward` gives the guest a network device and maps TCP ports of the host to the guest's;
+        the host is 10.0.2.2 then. `vsock` has the properties of the vsock device but its CID; None for
+        no device.
+        """
+        super().__init__()
+        self.host = host
+        self.cid = cid
+        self.name = f"guest{cid}"
+        self.console = Console(self.name, host.directory / f"{self.name}.log", self._fail)
+        self._device = vsock and {**vsock, "guest-cid": cid, "id": "vsock"}
+        self._monitor_path = f"/run/{self.name}.qmp"
+        self._monitor: Monitor | None = None
+        self._emulated = host.run(["test", "-e", "/dev/kvm"], check=False).status != 0
+        if self._emulated:
+            print("rig: warning: no KVM in the host VM, the guest is emulated twice: slow", file=sys.stderr)
+        image = initramfs.build(host.agent, programs, [*initramfs.MODULES, *modules])
+        session = secrets.token_hex(8)
+        kernel = [*KERNEL_ARGUMENTS, f"rig_session={session}", f"rig_name={self.name}"]
+        kernel += ["rig_network=1"] if forward is not None else []
+        arguments = [
+            *("qemu-system-x86_64", "-M", "pc,hpet=off", "-cpu", host.cpu, "-m", str(memory), "-smp", str(cpus)),
+            *("-accel", "tcg" if self._emulated else "kvm"),
+            *("-nodefaults", "-no-user-config", "-display", "none", "-vga", "none", "-no-reboot"),
+            *("-kernel", str(runs.image()), "-initrd", str(image), "-append", " ".join(kernel)),
+            *("-device", "virtio-serial-pci,id=serial"),
+            *("-chardev", "file,id=console,path=/proc/self/fd/2", "-device", "virtconsole,bus=serial.0,chardev=console"),
+            *("-chardev", "stdio,id=agent,signal=off,mux=off"),
+            *("-device", "virtserialport,bus=serial.0,chardev=agent,name=rvsock.agent"),
+            *("-qmp", f"unix:{self._monitor_path},server=on,wait=off"),
+            *network(forward),
+        ]
+        arguments += ["-device", json.dumps(self._device)] if vsock else []
+        self._start(arguments, session)
+
+    def _start(self, arguments: list[str], session: str) -> None:
+        stream = CommandStream()
+        sinks = {Kind.STDOUT: stream.pieces.put, Kind.STDERR: self.console.feed}
+        self.channel = Channel(self.name, stream, session, self.console.tail)
+        self._qemu = stream.command = self.host.channel.start(arguments, sinks=sinks)
+
+    def _fail(self, error: MachineError) -> None:
+        # What ended the host counts more than that the guest went with it.
+        self.channel.fail(self.host.channel.error or error)
+
+    def wait_ready(self) -> None:
+        self.channel.wait_ready(BOOT_TIMEOUT_EMULATED if self._emulated else BOOT_TIMEOUT)
+
+    @property
+    def monitor(self) -> Monitor:
+        if self._monitor is None:
+            self._monitor = Monitor(self.host, self._monitor_path)
+        return self._monitor
+
+    def unplug_vsock(self) -> None:
+        """Takes the vsock device out, so that the host's module can be exchanged."""
+        self.monitor.execute("device_del", id="vsock")
+        self.monitor.wait_event("DEVICE_DELETED")
+
+    def plug_vsock(self) -> None:
+        """Puts the vsock device back in."""
+        self.monitor.execute("device_add", **self._device)
+
+    def close(self) -> None:
+        """Ends the guest like a power cut."""
+        if self.host.channel.error is None:
+            if self._monitor:
+                self._monitor.close()
+            self._qemu.kill()
+
+
+def network(forward: Mapping[int, int] | None) -> list[str]:
+    if forward is None:
+        return []
+    rules = "".join(f",hostfwd=tcp:127.0.0.1:{outside}-:{inside}" for outside, inside in forward.items())
+    return ["-netdev", f"user,id=net{rules}", "-device", "virtio-net-pci,netdev=net,romfile="]

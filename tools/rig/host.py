@@ -132,6 +132,16 @@ class Host(Machine):
                 "use a model with NPT, such as max"
             )
 
+    @property
+    def guests(self) -> list[Guest]:
+        """The guests that run now."""
+        return list(self._guests)
+
+    def check_kernel_logs(self) -> None:
+        """Raises KernelReport if the kernel of the host or of a guest complained since the last check."""
+        for machine in [self, *self._guests]:
+            machine.check_kernel_log()
+
     @contextlib.contextmanager
     def guest(self, cid: int = 3, **options) -> Iterator[Guest]:
         """A guest with this CID; see `Guest` for the options."""
@@ -140,6 +150,7 @@ class Host(Machine):
         try:
             guest.wait_ready()
             yield guest
+            guest.check_kernel_log()
         finally:
             self._guests.remove(guest)
             guest.close()
@@ -159,6 +170,7 @@ def host(*, memory: int = 3072, cpus: int = 2, cpu: str = "max") -> Iterator[Hos
     try:
         machine.wait_ready()
         yield machine
+        machine.check_kernel_log()
     finally:
         machine.close()
         run.close()

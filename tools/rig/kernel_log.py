@@ -21,20 +21,16 @@ REPORTS = {
     "hung task": r"INFO: task .* blocked for more than|blocked in I/O wait for more than",
     "lockup": r"(?i:\b(soft|hard) lockup)",
     "RCU stall": r"rcu.*(detected (expedited )?stalls?|self-detected stall|kthread starved)",
-    "sanitizer": r"\bK(A|MS|CS)AN: |\bUBSAN: |BUG: KFENCE|kfence: ",
+    "sanitizer": r"\bK(A|M|C)SAN: |\bUBSAN: |BUG: KFENCE|kfence: ",
     "memory leak": r"kmemleak: \d+ new suspected memory leaks|unreferenced object 0x",
     "debug objects": r"ODEBUG: ",
     "list corruption": r"list_(add|del) corruption|slab-.*corruption|Object (already free|padding overwritten)",
     "reference count": r"refcount_t: |percpu ref .* <= 0|unregister_netdevice: waiting",
-    "allocation failure": r"page allocation failure|SLUB: Unable to allocate",
+    "allocation failure": r"page allocation failure|SLUB: Unable to allocate|Out of memory: Killed",
     "Rust panic": r"rust_kernel: panicked at|panicked at ",
-    "stuck module": r"rmmod.*Device or resource busy by kernel",
 }
 
 PATTERN = re.compile("|".join(f"(?P<k{at}>{text})" for at, text in enumerate(REPORTS.values())))
-
-# What a machine of the rig logs that is no report. Nothing else belongs here.
-HARMLESS = re.compile(r"^\[[\s\d.]+\]\s*(rig: |\w+: loading out-of-tree module taints kernel)")
 
 CONTEXT_LINES = 30
 
@@ -48,7 +44,7 @@ def reports(log: str) -> list[tuple[int, str]]:
     names = list(REPORTS)
     found = []
     for number, line in enumerate(log.splitlines()):
-        hit = None if HARMLESS.match(line) else PATTERN.search(line)
+        hit = PATTERN.search(line)
         if hit:
             found.append((number, names[int(hit.lastgroup[1:])]))
     return found

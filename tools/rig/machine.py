@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from . import kernel_log, transports
 from .channel import PATIENCE, Channel, Command, Result
 from .console import Console
+from .errors import MachineHung
 
 # Commands in an emulated machine on a busy one: the longest quiet time seen for those that do not
 # say themselves how long they take is 5 s.
@@ -25,6 +26,7 @@ class Machine:
     def __init__(self) -> None:
         self._marks = itertools.count(1)
         self._checked = 0
+        self._used = True
         self._programs: set[pathlib.Path] = set()
 
     # Commands.
@@ -37,6 +39,7 @@ class Machine:
         cwd: str | None = None,
     ) -> Command:
         """Starts a command in the background."""
+        self._used = True
         return self.channel.start(arguments, env, cwd)
 
     def run(
@@ -77,7 +80,10 @@ class Machine:
     # Modules.
 
     def load(self, role: str, implementation: str) -> None:
-        """Makes `implementation` ("c" or "rust") the only transport loaded for `role`."""
+        """Makes `implementation` ("c" or "rust") the only transport loaded for `role`.
+
+        Does nothing if it is loaded; to load a module that was built anew, unload it first.
+        """
         transports.load(self, role, implementation)
 
     def unload(self, role: str) -> None:
@@ -91,15 +97,21 @@ class Machine:
     # The kernel's log.
 
     def kernel_log(self, since: int = 0) -> str:
-        """What the kernel has logged, complete up to now."""
+        """What the kernel has logged, complete up to now, from a position of `console.size` on."""
         mark = f"rig: mark {next(self._marks)} of {self.name}"
         self.run(["sh", "-c", f"echo '{mark}' > /dev/kmsg"])
         if not self.console.wait_for(mark, PATIENCE):
-            raise RuntimeError(f"{self.name}: the console stays silent\n{self.console.tail()}")
+            raise MachineHung(f"{self.name}: the console stays silent\n{self.console.tail()}")
         return self.console.text(since)
 
     def check_kernel_log(self) -> None:
-        """Raises KernelReport if the kernel complained since the last check."""
+        """Raises KernelReport if the kernel complained since the last check.
+
+        Does nothing if no command was started since then.
+        """
+        if not self._used:
+            return
         log = self.kernel_log(self._checked)
         self._checked = self.console.size
+        self._used = False
         kernel_log.check(self.name, log)

@@ -51,21 +51,31 @@ def dependencies(path: pathlib.Path) -> list[str]:
 
 
 def load(machine: "Machine", role: str, implementation: str) -> None:
+    """Makes an implementation the only one of a role; does nothing if it is."""
     modules = getattr(ROLES[role], implementation)
     paths = {name: built(name) for name in modules} if implementation == "rust" else {}
+    present = machine.loaded_modules()
+    others = set(ROLES[role].all) - set(modules) - set(SHARED)
+    if set(modules) <= set(present) and not others & set(present):
+        return
     unload(machine, role)
     present = machine.loaded_modules()
     for name in modules:
         if name in present:
             continue
         if name in paths:
-            for needed in dependencies(paths[name]):
-                machine.run(["modprobe", needed])
-            # The host's view of the cache may be older than the file.
-            machine.put(paths[name], f"/run/modules/{name}.ko")
-            machine.run(["insmod", f"/run/modules/{name}.ko"])
+            insert(machine, paths[name])
         else:
             machine.run(["modprobe", name])
+
+
+def insert(machine: "Machine", path: pathlib.Path) -> None:
+    """Loads a module of ours, and before it what it needs of the kernel."""
+    for name in dependencies(path):
+        machine.run(["modprobe", name])
+    # Copied, because the host's view of the cache may be older than the file.
+    machine.put(path, f"/run/modules/{path.name}")
+    machine.run(["insmod", f"/run/modules/{path.name}"])
 
 
 def unload(machine: "Machine", role: str) -> None:
