@@ -282,9 +282,9 @@ impl<'a> HeldSock<'a> {
     ///
     /// The caller holds the lock of `vsk` for `'a`, and uses it through this value alone.
     pub(crate) unsafe fn from_raw(vsk: *mut bindings::vsock_sock) -> Self {
-        // SAFETY: A locked socket exists.
         // INVARIANT: By the requirements of this function.
         Self {
+            // SAFETY: A locked socket exists.
             sock: unsafe { Sock::from_raw(vsk) },
             _exclusive: PhantomData,
         }

@@ -40,11 +40,14 @@ fn found(sk: *mut bindings::sock) -> Option<SockRef> {
 ///
 /// That runs under the table lock, with bottom halves off and without any socket lock.
 pub fn for_each_connected<T: Transport>() {
+    /// # Safety
+    ///
+    /// `sk` is a vsock socket that exists during the call.
     unsafe extern "C" fn call<T: Transport>(sk: *mut bindings::sock) {
-        // SAFETY: The table holds a reference to each of its sockets.
+        // SAFETY: By the requirements of this function.
         T::reset_connected(unsafe { Sock::from_raw(sk.cast()) });
     }
-    // SAFETY: The transport is only compared with.
+    // SAFETY: The transport is only compared with; the table holds a reference to each socket in it.
     unsafe {
         bindings::vsock_for_each_connected_socket(T::vtable().as_raw().cast_mut(), Some(call::<T>))
     }

@@ -233,9 +233,10 @@ impl Drop for Registration {
 
 /// The callbacks behind a table.
 ///
-/// The SAFETY of all of them: the core passes valid sockets, locked where `struct
-/// vsock_transport`'s callers lock them (af_vsock.c), and messages that it uses no more until the
-/// callback returns.
+/// # Safety
+///
+/// Of all of them: the core passes valid sockets, locked where `struct vsock_transport`'s callers
+/// lock them (af_vsock.c), and messages that it uses no more until the callback returns.
 struct Operations<T>(PhantomData<T>);
 
 /// The state behind a socket that the core calls us for.
@@ -248,6 +249,7 @@ unsafe fn shared<'a, T: Transport>(vsk: *mut bindings::vsock_sock) -> &'a T::Sha
     unsafe { &(*(*vsk).trans.cast::<Attachment<T>>()).shared }
 }
 
+#[expect(clippy::missing_safety_doc, reason = "see `Operations`")]
 impl<T: Transport> Operations<T> {
     unsafe extern "C" fn init(
         vsk: *mut bindings::vsock_sock,
@@ -417,7 +419,7 @@ impl<T: Transport> Operations<T> {
         isize::try_from(T::unsent_bytes(unsafe { shared::<T>(vsk) })).unwrap_or(isize::MAX)
     }
 
-    unsafe extern "C" fn get_local_cid() -> u32 {
+    extern "C" fn get_local_cid() -> u32 {
         T::local_cid()
     }
 
@@ -451,24 +453,24 @@ fn count(result: Result<usize>) -> isize {
     }
 }
 
-unsafe extern "C" fn stream_is_active(_vsk: *mut bindings::vsock_sock) -> bool {
+extern "C" fn stream_is_active(_vsk: *mut bindings::vsock_sock) -> bool {
     true
 }
 
-unsafe extern "C" fn msgzerocopy_allow() -> bool {
+extern "C" fn msgzerocopy_allow() -> bool {
     true
 }
 
 // Datagrams: no virtio transport has them, and the core asks none of ours for them.
 
-unsafe extern "C" fn dgram_bind(
+extern "C" fn dgram_bind(
     _vsk: *mut bindings::vsock_sock,
     _address: *mut bindings::sockaddr_vm,
 ) -> c_int {
     -(bindings::EOPNOTSUPP as c_int)
 }
 
-unsafe extern "C" fn dgram_dequeue(
+extern "C" fn dgram_dequeue(
     _vsk: *mut bindings::vsock_sock,
     _message: *mut bindings::msghdr,
     _len: usize,
@@ -477,7 +479,7 @@ unsafe extern "C" fn dgram_dequeue(
     -(bindings::EOPNOTSUPP as c_int)
 }
 
-unsafe extern "C" fn dgram_enqueue(
+extern "C" fn dgram_enqueue(
     _vsk: *mut bindings::vsock_sock,
     _address: *mut bindings::sockaddr_vm,
     _message: *mut bindings::msghdr,
@@ -486,13 +488,13 @@ unsafe extern "C" fn dgram_enqueue(
     -(bindings::EOPNOTSUPP as c_int)
 }
 
-unsafe extern "C" fn dgram_allow(_vsk: *mut bindings::vsock_sock, _cid: u32, _port: u32) -> bool {
+extern "C" fn dgram_allow(_vsk: *mut bindings::vsock_sock, _cid: u32, _port: u32) -> bool {
     false
 }
 
 // Notifications that only the VMCI transport has a use for; the core calls them unconditionally.
 
-unsafe extern "C" fn notify_recv(
+extern "C" fn notify_recv(
     _vsk: *mut bindings::vsock_sock,
     _target: usize,
     _data: *mut bindings::vsock_transport_recv_notify_data,
@@ -500,7 +502,7 @@ unsafe extern "C" fn notify_recv(
     0
 }
 
-unsafe extern "C" fn notify_recv_post_dequeue(
+extern "C" fn notify_recv_post_dequeue(
     _vsk: *mut bindings::vsock_sock,
     _target: usize,
     _copied: isize,
@@ -510,14 +512,14 @@ unsafe extern "C" fn notify_recv_post_dequeue(
     0
 }
 
-unsafe extern "C" fn notify_send(
+extern "C" fn notify_send(
     _vsk: *mut bindings::vsock_sock,
     _data: *mut bindings::vsock_transport_send_notify_data,
 ) -> c_int {
     0
 }
 
-unsafe extern "C" fn notify_send_post_enqueue(
+extern "C" fn notify_send_post_enqueue(
     _vsk: *mut bindings::vsock_sock,
     _written: isize,
     _data: *mut bindings::vsock_transport_send_notify_data,
