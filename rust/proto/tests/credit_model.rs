@@ -19,7 +19,7 @@ type Packet = ([u8; HEADER_LEN], Vec<u8>);
 
 /// What each byte of a stream must be, so that none can be lost, doubled or swapped unnoticed.
 fn pattern(position: usize) -> u8 {
-    (position ^ position >> 8 ^ position >> 16) as u8
+    (position ^ (position >> 8) ^ (position >> 16)) as u8
 }
 
 struct Endpoint {
