@@ -9,11 +9,18 @@ import enum
 import itertools
 import struct
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
-from .errors import CommandFailed, CommandTimeout, MachineError, MachineHung, RigError, describe_status
+from .errors import (
+    CommandFailed,
+    CommandTimeout,
+    MachineError,
+    MachineHung,
+    MachineLost,
+    RigError,
+    describe_status,
+)
 
 HEADER = struct.Struct("<IBI")
 CHUNK = 32 << 10
@@ -21,6 +28,9 @@ CHUNK = 32 << 10
 # How long a machine may take to answer a ping or to kill a command. On a busy machine that
 # emulates both levels, answers were seen to take 3 s.
 PATIENCE = 30.0
+
+# How long after a channel the console may end: longer than console.PANIC_GRACE.
+CONSOLE_DELAY = 6.0
 
 
 class Kind(enum.IntEnum):
@@ -240,18 +250,16 @@ class Channel:
         self.send(Kind.START, command._id, payload)
         return command
 
-    def ping(self, timeout: float = PATIENCE) -> None:
+    def ping(self) -> None:
         """Returns when the agent answers."""
         identity = next(self._ids)
         self.send(Kind.PING, identity, b"")
         with self._state:
-            self._state.wait_for(lambda: identity in self._pongs or self._error, timeout)
+            self._state.wait_for(lambda: identity in self._pongs or self._error, PATIENCE)
             if self._error:
                 raise self._error
             if identity not in self._pongs:
-                raise MachineHung(
-                    f"{self.name} does not answer for {timeout:.0f} s\n{self.console_tail()}"
-                )
+                raise MachineHung(f"{self.name} does not answer for {PATIENCE:.0f} s\n{self.console_tail()}")
 
     def wait_ready(self, timeout: float) -> None:
         """Returns when the agent is there."""
@@ -289,9 +297,12 @@ class Channel:
                 if self._ready or self._find_greeting(buffer):
                     self._take_frames(buffer)
             reason = "closed"
-        except OSError as error:
+        except (OSError, ValueError) as error:
             reason = str(error)
-        self.fail(MachineError(f"{self.name}: the control channel broke ({reason})\n{self.console_tail()}"))
+        # Why the machine ended is seen on its console, and says more than that the channel broke.
+        with self._state:
+            self._state.wait_for(lambda: self._error, CONSOLE_DELAY)
+        self.fail(MachineLost(f"{self.name}: the control channel broke ({reason})\n{self.console_tail()}"))
 
     def _find_greeting(self, buffer: bytearray) -> bool:
         """Skips what came before the agent's greeting; firmware may write to the port."""
@@ -332,14 +343,3 @@ class Channel:
             command._end(*decode_exit(payload.decode(errors="replace")))
         else:
             command._deliver(kind, payload)
-
-
-class Deadline:
-    """A timeout that several waits share."""
-
-    def __init__(self, seconds: float):
-        self._end = time.monotonic() + seconds
-
-    @property
-    def left(self) -> float:
-        return max(0.0, self._end - time.monotonic())

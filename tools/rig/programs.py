@@ -12,7 +12,7 @@ from .errors import RigError
 def agent() -> pathlib.Path:
     """The agent, statically linked: the guest has no libraries of its own."""
     target = runs.cache() / "target" / "agent"
-    command = ["cargo", "build", "--quiet", "--release", "--locked", "--package", "rvsock-agent"]
+    command = ["cargo", "build", "--quiet", "--release", "--package", "rvsock-agent"]
     environment = os.environ | {
         "CARGO_TARGET_DIR": str(target),
         "RUSTFLAGS": "-C target-feature=+crt-static -C strip=symbols",
