@@ -8,7 +8,7 @@
 use crate::{HeldSock, Message, Zerocopy};
 use core::ptr::NonNull;
 use kernel::{alloc::AllocError, prelude::*};
-use rvsock_bindings::bindings;
+use rvsock_bindings::{bindings, StableBytes};
 
 /// An sk_buff of ours, with nothing but payload.
 ///
@@ -199,19 +199,6 @@ impl SkBuff {
         })
     }
 
-    /// Appends all payload to `out`, within its capacity.
-    pub fn append_to(&self, out: &mut KVec<u8>) -> Result {
-        let len = self.len() as usize;
-        let room = out.spare_capacity_mut().get_mut(..len).ok_or(ENOSPC)?;
-        // SAFETY: The destination has room for `len` bytes.
-        kernel::error::to_result(unsafe {
-            bindings::skb_copy_bits(self.as_raw(), 0, room.as_mut_ptr().cast(), len as i32)
-        })?;
-        // SAFETY: `len` bytes beyond the length were written just now, within the capacity.
-        unsafe { out.inc_len(len) };
-        Ok(())
-    }
-
     /// Drops the first `len` bytes. `ENOMEM` if they cannot be got at.
     pub fn pull(&mut self, len: u32) -> Result {
         // SAFETY: The sk_buff is valid and ours; the function checks the length.
@@ -220,16 +207,18 @@ impl SkBuff {
         }
         Ok(())
     }
+}
 
-    /// The pieces of memory the payload lies in, in order.
-    pub fn segments(&self) -> impl Iterator<Item = &[u8]> {
+// SAFETY: The payload of an sk_buff lies in its head and in the pages of its fragments, which are
+// its own until it is freed or changed, wherever the `SkBuff` is moved. User pages of a zero-copy
+// send may be written to by their owner meanwhile: nothing in the kernel depends on what is read.
+unsafe impl StableBytes for SkBuff {
+    fn pieces(&self) -> impl Iterator<Item = &[u8]> {
         // SAFETY: The sk_buff is valid.
         let count = unsafe { bindings::skb_pieces(self.as_raw()) };
         (0..count).map(|i| {
             let mut len = 0;
-            // SAFETY: `i` is in range; segments are mapped kernel memory that lives as long as the
-            // sk_buff. User pages behind them may be written to meanwhile, by their owner alone:
-            // what is read is payload, of which nothing here depends.
+            // SAFETY: `i` is in range; the piece lives as long as the sk_buff.
             unsafe {
                 let data = bindings::skb_piece(self.as_raw(), i, &mut len);
                 core::slice::from_raw_parts(data.cast::<u8>(), len as usize)

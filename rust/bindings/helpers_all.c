@@ -2,3 +2,4 @@
 /* For bindgen only, never compiled: the C functions of all crates. */
 #include "helpers.c"
 #include "../af_vsock/helpers.c"
+#include "../virtio/helpers.c"

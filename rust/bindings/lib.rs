@@ -9,10 +9,14 @@
 
 mod cstatic;
 mod rcu_slot;
+mod run;
+mod stable_bytes;
 mod work_queue;
 
 pub use cstatic::CStatic;
 pub use rcu_slot::RcuSlot;
+pub use run::Run;
+pub use stable_bytes::StableBytes;
 pub use work_queue::WorkQueue;
 
 /// Raw bindings: ours, and under them the kernel's.

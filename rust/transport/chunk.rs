@@ -5,12 +5,13 @@
 use crate::deque::Deque;
 use af_vsock::{Message, SkBuff};
 use kernel::{alloc::AllocError, prelude::*};
+use rvsock_bindings::{Run, StableBytes};
 
 /// A piece of what was received, read from the front.
 pub(crate) enum Chunk {
-    /// Bytes in memory of ours: the buffer they arrived in, or a copy among others. Filled up to
-    /// its length, and read up to `start`.
-    Bytes { data: KVec<u8>, start: usize },
+    /// Bytes in memory of ours, the buffer they arrived in or a copy among others; read up to
+    /// `start`.
+    Bytes { data: Run, start: usize },
     /// Bytes in the sk_buff of a sender on this machine.
     Buffer { skb: SkBuff, start: u32 },
 }
@@ -103,7 +104,7 @@ impl Chunks {
 
     /// Queues the bytes of a buffer; gives the buffer back, emptied, if it was not kept. Does not
     /// sleep.
-    pub(crate) fn push_run(&mut self, mut run: KVec<u8>) -> Result<Option<KVec<u8>>, AllocError> {
+    pub(crate) fn push_run(&mut self, mut run: Run) -> Result<Option<Run>, AllocError> {
         if Self::is_worth_keeping(run.len(), run.capacity()) {
             self.0.push_back(
                 Chunk::Bytes {
@@ -128,7 +129,7 @@ impl Chunks {
                 .push_back(Chunk::Buffer { skb, start: 0 }, GFP_ATOMIC)?;
             return Ok(None);
         }
-        for piece in skb.segments() {
+        for piece in skb.pieces() {
             self.copy(piece)?;
         }
         Ok(Some(skb))
@@ -137,15 +138,15 @@ impl Chunks {
     /// Appends a copy of `bytes` to the last chunk, as far as that has room, and then to a new one.
     fn copy(&mut self, bytes: &[u8]) -> Result<(), AllocError> {
         let rest = match self.0.back_mut() {
-            Some(Chunk::Bytes { data, .. }) => fill(data, bytes)?,
+            Some(Chunk::Bytes { data, .. }) => data.append(bytes),
             _ => bytes,
         };
         if rest.is_empty() {
             return Ok(());
         }
         let capacity = self.next_copy_capacity().max(rest.len());
-        let mut data = KVec::with_capacity(capacity, GFP_ATOMIC)?;
-        data.extend_from_slice(rest, GFP_ATOMIC)?;
+        let mut data = Run::new(capacity, GFP_ATOMIC)?;
+        data.append(rest);
         self.0
             .push_back(Chunk::Bytes { data, start: 0 }, GFP_ATOMIC)
     }
@@ -168,7 +169,7 @@ impl Chunks {
         {
             if let Chunk::Bytes { data: more, start } = first {
                 let bytes = more.as_slice().get(*start..).unwrap_or(&[]);
-                let copied = bytes.len().saturating_sub(fill(data, bytes)?.len());
+                let copied = bytes.len().saturating_sub(data.append(bytes).len());
                 first.advance(copied);
             }
             if first.len() == 0 {
@@ -202,14 +203,4 @@ impl Chunks {
     pub(crate) fn clear(&mut self) {
         self.0.clear();
     }
-}
-
-/// Appends as much of `bytes` as `data` has room for; returns the rest.
-fn fill<'a>(data: &mut KVec<u8>, bytes: &'a [u8]) -> Result<&'a [u8], AllocError> {
-    let room = data.capacity().saturating_sub(data.len()).min(bytes.len());
-    let Some((now, rest)) = bytes.split_at_checked(room) else {
-        return Ok(bytes);
-    };
-    data.extend_from_slice(now, GFP_ATOMIC)?;
-    Ok(rest)
 }

@@ -4,6 +4,7 @@
 
 use crate::{chunk::Chunks, deque::Deque};
 use af_vsock::SkBuff;
+use rvsock_bindings::Run;
 use kernel::{
     new_spinlock,
     prelude::*,
@@ -63,7 +64,7 @@ pub(crate) struct Boundary {
 
 /// Payload of a packet that goes into a connection.
 pub(crate) enum Data {
-    Run(KVec<u8>),
+    Run(Run),
     Buffer(SkBuff),
 }
 

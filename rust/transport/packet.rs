@@ -81,6 +81,11 @@ impl<L: Link> Packet<L> {
         self.payload.take()
     }
 
+    /// Puts the payload back.
+    pub fn put_payload(&mut self, payload: SkBuff) {
+        self.payload = Some(payload);
+    }
+
     /// The packet has left: its bytes are no longer unsent.
     pub fn settle(&mut self) {
         self.unsent = None;
@@ -118,6 +123,7 @@ impl<L: Link> Drop for Unsent<L> {
 pub struct PacketQueue<L: Link> {
     front: Option<KBox<Packet<L>>>,
     back: Option<KBox<Packet<L>>>,
+    replies: usize,
 }
 
 impl<L: Link> PacketQueue<L> {
@@ -126,6 +132,7 @@ impl<L: Link> PacketQueue<L> {
         Self {
             front: None,
             back: None,
+            replies: 0,
         }
     }
 
@@ -134,14 +141,29 @@ impl<L: Link> PacketQueue<L> {
         self.front.is_none() && self.back.is_none()
     }
 
+    /// Replies among the packets.
+    pub fn replies(&self) -> usize {
+        self.replies
+    }
+
     /// Appends a packet.
     pub fn push(&mut self, mut packet: KBox<Packet<L>>) {
+        self.count(&packet);
         packet.next = self.back.take();
         self.back = Some(packet);
     }
 
     /// Puts a packet back that was taken out last.
-    pub fn push_front(&mut self, mut packet: KBox<Packet<L>>) {
+    pub fn push_front(&mut self, packet: KBox<Packet<L>>) {
+        self.count(&packet);
+        self.link_front(packet);
+    }
+
+    fn count(&mut self, packet: &Packet<L>) {
+        self.replies = self.replies.saturating_add(usize::from(packet.is_reply()));
+    }
+
+    fn link_front(&mut self, mut packet: KBox<Packet<L>>) {
         packet.next = self.front.take();
         self.front = Some(packet);
     }
@@ -151,11 +173,12 @@ impl<L: Link> PacketQueue<L> {
         if self.front.is_none() {
             while let Some(mut packet) = self.back.take() {
                 self.back = packet.next.take();
-                self.push_front(packet);
+                self.link_front(packet);
             }
         }
         let mut packet = self.front.take()?;
         self.front = packet.next.take();
+        self.replies = self.replies.saturating_sub(usize::from(packet.is_reply()));
         Some(packet)
     }
 

@@ -12,7 +12,7 @@ use af_vsock::{
     find_bound, find_connected, trace_received, Direction, HeldSock, Net, SkBuff, SockRef,
     SocketError, SocketState,
 };
-use kernel::prelude::*;
+use rvsock_bindings::Run;
 use vsock_proto::{
     addressed_to, handle_packet, Action, CreditChange, Facts, Finish, Header, Kind, Operation,
     Phase, ShutdownFlags,
@@ -22,8 +22,8 @@ use vsock_proto::{
 pub enum Payload {
     /// Nothing.
     None,
-    /// Bytes in a buffer, filled up to its length.
-    Run(KVec<u8>),
+    /// Bytes in a buffer.
+    Run(Run),
     /// The sk_buff of a sender on this machine.
     Buffer(SkBuff),
 }
@@ -44,7 +44,7 @@ pub struct Received<'a> {
 ///
 /// Process context, no socket lock held; takes that of the packet's socket. Gives back a buffer
 /// that was not kept, to be filled again.
-pub fn receive<L: Link>(mut packet: Received<'_>) -> Option<KVec<u8>> {
+pub fn receive<L: Link>(mut packet: Received<'_>) -> Option<Run> {
     trace_received(&packet.header);
     match packet.find_socket() {
         Some(sock) => {
@@ -181,7 +181,7 @@ impl Received<'_> {
     fn enqueue<L: Link>(&mut self, sock: &mut HeldSock<'_>) {
         let flags = self.header.message_flags();
         let data = match core::mem::replace(&mut self.payload, Payload::None) {
-            Payload::None => Data::Run(KVec::new()),
+            Payload::None => Data::Run(Run::empty()),
             Payload::Run(run) => Data::Run(run),
             Payload::Buffer(mut skb) => {
                 // The sender is done with it; this may wake the sender, so not under a spinlock.

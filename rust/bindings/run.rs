@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Physically contiguous buffers for payload.
+
+use kernel::{
+    alloc::{flags, AllocError, Flags},
+    page::PAGE_SIZE,
+    prelude::*,
+};
+
+/// A buffer in one physically contiguous piece, filled from the front.
+///
+/// All of it is initialized memory: a device that does not write what it says it wrote reveals
+/// zeroes, or what this buffer held before.
+pub struct Run {
+    bytes: KVec<u8>,
+    filled: usize,
+}
+
+impl Run {
+    /// A run without memory.
+    pub const fn empty() -> Self {
+        Self { bytes: KVec::new(), filled: 0 }
+    }
+
+    /// A run with room for `capacity` bytes. More than a page is had without effort, or not at all.
+    pub fn new(capacity: usize, gfp: Flags) -> Result<Self, AllocError> {
+        let gfp = if capacity > PAGE_SIZE {
+            flags::GFP_NOWAIT | flags::__GFP_NOWARN
+        } else {
+            gfp
+        };
+        Ok(Self { bytes: KVec::from_elem(0, capacity, gfp)?, filled: 0 })
+    }
+
+    /// Bytes there is room for in all.
+    #[inline]
+    pub fn capacity(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// Bytes that are filled.
+    #[inline]
+    pub fn len(&self) -> usize {
+        self.filled
+    }
+
+    /// Whether nothing is filled.
+    pub fn is_empty(&self) -> bool {
+        self.filled == 0
+    }
+
+    /// The filled part.
+    #[inline]
+    pub fn as_slice(&self) -> &[u8] {
+        self.bytes.as_slice().get(..self.filled).unwrap_or(&[])
+    }
+
+    /// The part that is not filled; [`Run::fill`] says how much of it has become so.
+    pub fn room_mut(&mut self) -> &mut [u8] {
+        self.bytes.as_mut_slice().get_mut(self.filled..).unwrap_or(&mut [])
+    }
+
+    /// The next `len` bytes are filled. `EINVAL` if there is no room for them.
+    pub fn fill(&mut self, len: usize) -> Result {
+        let filled = self.filled.checked_add(len).filter(|filled| *filled <= self.capacity());
+        self.filled = filled.ok_or(EINVAL)?;
+        Ok(())
+    }
+
+    /// Fills as much of `bytes` in as there is room for; returns the rest.
+    pub fn append<'a>(&mut self, bytes: &'a [u8]) -> &'a [u8] {
+        let room = self.room_mut();
+        let len = room.len().min(bytes.len());
+        let (now, rest) = bytes.split_at_checked(len).unwrap_or((&[], bytes));
+        for (to, from) in room.iter_mut().zip(now) {
+            *to = *from;
+        }
+        self.filled = self.filled.saturating_add(now.len());
+        rest
+    }
+
+    /// Nothing is filled any more.
+    pub fn clear(&mut self) {
+        self.filled = 0;
+    }
+}

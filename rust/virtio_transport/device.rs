@@ -1,0 +1,274 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The device: its parts, and its life from probe to remove.
+
+use crate::{event::Events, link::Guest, receive::Receiver, transmit::Transmitter};
+use af_vsock::{for_each_connected, CID_ANY};
+use kernel::{
+    impl_has_work, new_mutex, new_spinlock, new_work,
+    prelude::*,
+    sync::{
+        atomic::{ordering, Atomic},
+        Arc, Mutex, SpinLock,
+    },
+    workqueue::{Work, WorkItem},
+};
+use rvsock_bindings::{RcuSlot, WorkQueue};
+use virtio::{Driver, DriverTable, InQueue, OutQueue, Virtqueue};
+use vsock_proto::HEADER_LEN;
+use vsock_transport::Engine;
+
+/// virtio device id of a socket device.
+const DEVICE_ID: u32 = 19;
+/// The device has seqpacket sockets (section 5.10.3).
+const F_SEQPACKET: u32 = 1;
+/// Where the CID is in the configuration space (section 5.10.4).
+const CONFIG_GUEST_CID: u32 = 0;
+
+/// Numbers of the queues (section 5.10.2).
+const RX: usize = 0;
+const TX: usize = 1;
+const EVENT: usize = 2;
+
+/// The device in use: there is one at most. Empty while it is being set up or torn down, too.
+pub(crate) static DEVICE: RcuSlot<Device> = RcuSlot::new();
+
+/// Where all work of the module runs.
+pub(crate) static CLOSE_QUEUE: RcuSlot<WorkQueue> = RcuSlot::new();
+
+static IDS: rvsock_bindings::CStatic<[virtio::DeviceId; 2]> = virtio::ids(DEVICE_ID);
+static FEATURES: [u32; 1] = [F_SEQPACKET];
+
+/// The C table of the driver. Its name stands in sysfs.
+pub(crate) static DRIVER: DriverTable<DeviceDriver> =
+    DriverTable::new(c"virtio_transport_rs", &IDS, &FEATURES);
+
+/// A socket device that was set up.
+///
+/// The ring of each queue is behind a lock of its own and gone once the device was torn down, so
+/// that work which comes late finds nothing to do.
+#[pin_data]
+pub(crate) struct Device {
+    device: virtio::Device,
+    cid: Atomic<u32>,
+    has_seqpacket: bool,
+    /// Descriptors of the transmit ring: more pieces do not fit.
+    pieces_max: usize,
+    #[pin]
+    pub(crate) transmitter: SpinLock<Transmitter>,
+    #[pin]
+    pub(crate) receiver: Mutex<Option<Receiver>>,
+    #[pin]
+    pub(crate) events: Mutex<Option<Events>>,
+    #[pin]
+    receive_work: Work<Self, RECEIVE>,
+    #[pin]
+    transmit_work: Work<Self, TRANSMIT>,
+    #[pin]
+    event_work: Work<Self, HANDLE_EVENT>,
+}
+
+/// Numbers of the work items.
+const RECEIVE: u64 = 0;
+const TRANSMIT: u64 = 1;
+const HANDLE_EVENT: u64 = 2;
+
+impl_has_work! {
+    impl HasWork<Self, RECEIVE> for Device { self.receive_work }
+    impl HasWork<Self, TRANSMIT> for Device { self.transmit_work }
+    impl HasWork<Self, HANDLE_EVENT> for Device { self.event_work }
+}
+
+impl WorkItem<RECEIVE> for Device {
+    type Pointer = Arc<Self>;
+
+    fn run(this: Arc<Self>) {
+        this.receive();
+    }
+}
+
+impl WorkItem<TRANSMIT> for Device {
+    type Pointer = Arc<Self>;
+
+    fn run(this: Arc<Self>) {
+        this.transmit();
+    }
+}
+
+impl WorkItem<HANDLE_EVENT> for Device {
+    type Pointer = Arc<Self>;
+
+    fn run(this: Arc<Self>) {
+        this.handle_events();
+    }
+}
+
+impl Device {
+    /// CID of this guest.
+    pub(crate) fn cid(&self) -> u32 {
+        self.cid.load(ordering::Relaxed)
+    }
+
+    /// Asks the device for the CID, which changes when the guest is migrated.
+    pub(crate) fn update_cid(&self) {
+        self.cid.store(read_cid(self.device), ordering::Relaxed);
+    }
+
+    /// Whether both sides know seqpacket sockets.
+    pub(crate) fn has_seqpacket(&self) -> bool {
+        self.has_seqpacket
+    }
+
+    /// Most pieces that a packet may consist of.
+    pub(crate) fn pieces_max(&self) -> usize {
+        self.pieces_max
+    }
+
+    /// Runs [`Device::receive`] soon.
+    pub(crate) fn schedule_receive(&self) {
+        schedule::<RECEIVE>();
+    }
+
+    /// Finds the queues and makes the device ready, with nothing posted and nothing sent.
+    fn set_up(device: virtio::Device) -> Result<Arc<Self>> {
+        let [rx, tx, event] = device.find_queues::<DeviceDriver, 3>()?;
+        let made = Self::new(device, rx, tx, event);
+        if made.is_err() {
+            device.delete_queues(device.reset());
+        }
+        made
+    }
+
+    fn new(device: virtio::Device, rx: Virtqueue, tx: Virtqueue, event: Virtqueue) -> Result<Arc<Self>> {
+        let cid = read_cid(device);
+        let has_seqpacket = device.has_feature(F_SEQPACKET);
+        let pieces_max = tx.size();
+        let reply_limit = rx.size();
+        let ring: OutQueue<_, _, HEADER_LEN> = OutQueue::new(tx)?;
+        let receiver = Receiver::new(InQueue::new(rx)?);
+        let events = Events::new(InQueue::new(event)?);
+        Arc::pin_init(
+            try_pin_init!(Self {
+                device,
+                cid: Atomic::new(cid),
+                has_seqpacket,
+                pieces_max,
+                transmitter <- new_spinlock!(
+                    Transmitter::new(ring, reply_limit), "Device::transmitter"
+                ),
+                receiver <- new_mutex!(Some(receiver), "Device::receiver"),
+                events <- new_mutex!(Some(events), "Device::events"),
+                receive_work <- new_work!("Device::receive_work"),
+                transmit_work <- new_work!("Device::transmit_work"),
+                event_work <- new_work!("Device::event_work"),
+            }? Error),
+            GFP_KERNEL,
+        )
+    }
+
+    /// Posts buffers: from now on the device has something to say.
+    fn start(&self) {
+        if let Some(receiver) = &mut *self.receiver.lock() {
+            receiver.refill();
+        }
+        if let Some(events) = &mut *self.events.lock() {
+            events.fill();
+        }
+        // What was sent since the device could be found waits for it.
+        self.transmit();
+    }
+
+    /// Takes everything back from the device, and tells all connections.
+    fn tear_down(&self) {
+        for_each_connected::<Engine<Guest>>();
+        // The rings go first, so that work which comes late does not touch them.
+        let receiver = self.receiver.lock().take();
+        let events = self.events.lock().take();
+        let transmit = self.transmitter.lock().stop();
+        let reset = self.device.reset();
+        if let Some(receiver) = receiver {
+            receiver.give_up(&reset);
+        }
+        if let Some(events) = events {
+            events.give_up(&reset);
+        }
+        // Not under the lock: dropping packets wakes their senders.
+        transmit.give_up(&reset);
+        self.device.delete_queues(reset);
+    }
+}
+
+fn read_cid(device: virtio::Device) -> u32 {
+    // The upper half is reserved (section 5.10.4).
+    u32::try_from(device.read_config_u64(CONFIG_GUEST_CID)).unwrap_or(CID_ANY)
+}
+
+/// Queues a work item of the device, if there is one. Any context.
+fn schedule<const ID: u64>()
+where
+    Device: WorkItem<ID, Pointer = Arc<Device>> + kernel::workqueue::HasWork<Device, ID>,
+{
+    if let Some(device) = DEVICE.get() {
+        CLOSE_QUEUE.with(|queue| {
+            // Pending already is as good.
+            let _ = queue.enqueue::<_, ID>(device);
+        });
+    }
+}
+
+/// The driver of the device.
+pub(crate) struct DeviceDriver;
+
+/// A device that was torn down for sleep, or whose set-up failed afterwards, is not in `DEVICE`.
+fn probe(device: virtio::Device) -> Result {
+    if DEVICE.with(|_| ()).is_some() {
+        return Err(EBUSY);
+    }
+    let made = Device::set_up(device)?;
+    device.ready();
+    if let Err(made) = DEVICE.fill(made.clone()) {
+        made.tear_down();
+        return Err(EBUSY);
+    }
+    made.start();
+    Ok(())
+}
+
+fn remove() {
+    if let Some(device) = DEVICE.take() {
+        device.tear_down();
+    }
+}
+
+// SAFETY: `remove` and `freeze` take the one device there is out of its slot and tear it down:
+// resets it, and gives up all queues. Work that still holds a reference finds no rings, and reads
+// the configuration only together with one.
+unsafe impl Driver for DeviceDriver {
+    const QUEUES: &'static [&'static CStr] = &[c"rx", c"tx", c"event"];
+
+    fn probe(device: virtio::Device) -> Result {
+        probe(device)
+    }
+
+    fn remove(_device: virtio::Device) {
+        remove()
+    }
+
+    fn freeze(_device: virtio::Device) -> Result {
+        remove();
+        Ok(())
+    }
+
+    fn restore(device: virtio::Device) -> Result {
+        probe(device)
+    }
+
+    fn notified(queue: usize) {
+        match queue {
+            RX => schedule::<RECEIVE>(),
+            TX => schedule::<TRANSMIT>(),
+            EVENT => schedule::<HANDLE_EVENT>(),
+            _ => {}
+        }
+    }
+}

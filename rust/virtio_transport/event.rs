@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Events of the device (section 5.10.6.7).
+
+use crate::{device::Device, link::Guest};
+use af_vsock::for_each_connected;
+use rvsock_bindings::Run;
+use virtio::{InQueue, Reset};
+use vsock_transport::Engine;
+
+/// Bytes of an event.
+const EVENT_LEN: usize = 4;
+/// Buffers for events; the device drops what there is no buffer for.
+const EVENTS: usize = 8;
+/// All connections are gone, and the CID may be another one.
+const TRANSPORT_RESET: u32 = 0;
+
+/// The event queue.
+pub(crate) struct Events(InQueue<EVENT_LEN>);
+
+impl Events {
+    pub(crate) fn new(ring: InQueue<EVENT_LEN>) -> Self {
+        Self(ring)
+    }
+
+    /// Posts buffers for events.
+    pub(crate) fn fill(&mut self) {
+        while self.0.posted() < EVENTS && self.0.post(Run::empty()).is_ok() {}
+        if self.0.queue().needs_kick() {
+            self.0.queue().kick();
+        }
+    }
+
+    pub(crate) fn give_up(self, reset: &Reset) {
+        self.0.give_up(reset);
+    }
+
+    /// The next event; those of a wrong length are none.
+    fn next(&mut self) -> Option<u32> {
+        loop {
+            let filled = self.0.take_used()?;
+            if filled.written == EVENT_LEN {
+                return Some(u32::from_le_bytes(filled.header));
+            }
+        }
+    }
+}
+
+impl Device {
+    /// Handles all events there are.
+    pub(crate) fn handle_events(&self) {
+        let mut events = self.events.lock();
+        // Torn down.
+        let Some(events) = &mut *events else {
+            return;
+        };
+        loop {
+            events.0.queue().disable_callback();
+            while let Some(event) = events.next() {
+                self.handle_event(event);
+            }
+            events.fill();
+            if events.0.queue().enable_callback() || events.0.queue().is_broken() {
+                return;
+            }
+        }
+    }
+
+    fn handle_event(&self, event: u32) {
+        if event == TRANSPORT_RESET {
+            self.update_cid();
+            // Listeners stay: they are bound, not connected.
+            for_each_connected::<Engine<Guest>>();
+        }
+    }
+}

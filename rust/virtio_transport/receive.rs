@@ -1,0 +1,191 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! From the receive ring to the engine, and the supply of buffers for it.
+
+use crate::{device::Device, link::Guest};
+use af_vsock::{deliver_tap, Net, TapPayload};
+use kernel::{page::PAGE_SIZE, prelude::*};
+use rvsock_bindings::Run;
+use virtio::{Filled, InQueue, Reset};
+use vsock_proto::{Header, HEADER_LEN};
+use vsock_transport::{receive, Payload, Received};
+
+/// Bytes of a buffer for small packets, and of all that are posted: what the C driver posts.
+const SMALL: Supply = Supply { run: PAGE_SIZE, total: 512 * 1024 };
+/// The same for bulk: a packet of 64 KiB takes two buffers, and a run of this size is to be had
+/// without effort (`PAGE_ALLOC_COSTLY_ORDER`).
+const LARGE: Supply = Supply { run: 32 * 1024, total: 2 * 1024 * 1024 };
+/// So many buffers filled to the brim in a row call for large ones.
+const FULL_IN_A_ROW: u32 = 8;
+/// So many packets in a row that would have fit a small buffer make large ones a waste.
+const SMALL_IN_A_ROW: u32 = 256;
+/// Packets taken off the ring before others get the CPU.
+const BUDGET: usize = 256;
+
+/// How buffers are supplied.
+#[derive(Clone, Copy)]
+struct Supply {
+    /// Bytes of a buffer.
+    run: usize,
+    /// Bytes of all buffers.
+    total: usize,
+}
+
+/// The receive ring.
+pub(crate) struct Receiver {
+    ring: InQueue<HEADER_LEN>,
+    supply: Supply,
+    /// Bytes of the buffers that are posted.
+    posted: usize,
+    full_in_a_row: u32,
+    small_in_a_row: u32,
+}
+
+impl Receiver {
+    pub(crate) fn new(ring: InQueue<HEADER_LEN>) -> Self {
+        Self { ring, supply: SMALL, posted: 0, full_in_a_row: 0, small_in_a_row: 0 }
+    }
+
+    /// Posts buffers until there are enough of them, and tells the device. May sleep.
+    pub(crate) fn refill(&mut self) {
+        while self.posted < self.supply.total {
+            let Ok(run) = self.allocate() else {
+                break;
+            };
+            if !self.post(run) {
+                break;
+            }
+        }
+        self.kick();
+    }
+
+    /// A buffer of the size in use, or of a page if there is none.
+    fn allocate(&self) -> Result<Run> {
+        Run::new(self.supply.run, GFP_KERNEL)
+            .or_else(|_| Run::new(PAGE_SIZE, GFP_KERNEL))
+            .map_err(Error::from)
+    }
+
+    fn post(&mut self, run: Run) -> bool {
+        let capacity = run.capacity();
+        let posted = self.ring.post(run).is_ok();
+        if posted {
+            self.posted = self.posted.saturating_add(capacity);
+        }
+        posted
+    }
+
+    /// Posts a buffer again, unless another size is in use by now.
+    fn recycle(&mut self, run: Run) {
+        if run.capacity() == self.supply.run && self.posted < self.supply.total {
+            self.post(run);
+        }
+    }
+
+    fn kick(&mut self) {
+        if self.ring.queue().needs_kick() {
+            self.ring.queue().kick();
+        }
+    }
+
+    /// Takes the next packet that makes sense.
+    fn next(&mut self) -> Option<(Header, Run)> {
+        loop {
+            let filled = self.ring.take_used()?;
+            self.posted = self.posted.saturating_sub(filled.run.capacity());
+            if let Some(packet) = check(filled) {
+                self.adapt(&packet.1);
+                return Some(packet);
+            }
+        }
+    }
+
+    /// Chooses the size of buffers by what comes in.
+    fn adapt(&mut self, run: &Run) {
+        let count = |counter: u32, up: bool| if up { counter.saturating_add(1) } else { 0 };
+        self.full_in_a_row = count(self.full_in_a_row, run.len() == run.capacity());
+        self.small_in_a_row = count(self.small_in_a_row, run.len() <= SMALL.run);
+        if self.full_in_a_row >= FULL_IN_A_ROW {
+            self.supply = LARGE;
+        }
+        if self.small_in_a_row >= SMALL_IN_A_ROW {
+            self.supply = SMALL;
+        }
+    }
+
+    /// Whether so few buffers are left that the device may run out of them.
+    fn runs_low(&self) -> bool {
+        self.posted < self.supply.total / 2
+    }
+
+    pub(crate) fn give_up(self, reset: &Reset) {
+        self.ring.give_up(reset);
+    }
+}
+
+/// Checks what the device says of a buffer: it has to hold a header and the payload that this
+/// speaks of.
+fn check(mut filled: Filled<HEADER_LEN>) -> Option<(Header, Run)> {
+    if filled.written < HEADER_LEN {
+        return None;
+    }
+    let header = Header::parse(&filled.header).ok()?;
+    filled.fill(header.len as usize).ok()?;
+    Some((header, filled.run))
+}
+
+impl Device {
+    /// Receives what has come in, until there is nothing more or others should have a turn.
+    pub(crate) fn receive(&self) {
+        let mut left: Option<Run> = None;
+        for _ in 0..BUDGET {
+            // The lock is not held while a packet is delivered, which may have to wait for the
+            // owner of its socket.
+            let Some((header, run)) = self.next_packet(left.take()) else {
+                return;
+            };
+            deliver_tap(&header, TapPayload::Bytes(run.as_slice()));
+            left = receive::<Guest>(Received {
+                header,
+                payload: Payload::Run(run),
+                net: Net::GLOBAL,
+                sender: None,
+            });
+        }
+        self.return_buffer(left);
+        self.schedule_receive();
+    }
+
+    /// Posts a buffer that was left over, and takes the next packet. None if there is no packet:
+    /// then there will be a callback; or if the receiver has to wait, or is gone.
+    fn next_packet(&self, left: Option<Run>) -> Option<(Header, Run)> {
+        let mut receiver = self.receiver.lock();
+        let receiver = Option::as_mut(&mut receiver)?;
+        if let Some(run) = left {
+            receiver.recycle(run);
+        }
+        if !self.transmitter.lock().takes_replies() {
+            return None;
+        }
+        loop {
+            if let Some(packet) = receiver.next() {
+                if receiver.runs_low() {
+                    receiver.refill();
+                }
+                receiver.ring.queue().disable_callback();
+                return Some(packet);
+            }
+            receiver.refill();
+            if receiver.ring.queue().enable_callback() || receiver.ring.queue().is_broken() {
+                return None;
+            }
+        }
+    }
+
+    fn return_buffer(&self, left: Option<Run>) {
+        let mut receiver = self.receiver.lock();
+        if let (Some(run), Some(receiver)) = (left, &mut *receiver) {
+            receiver.recycle(run);
+        }
+    }
+}

@@ -1,0 +1,181 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! From a packet to the transmit ring, and back when the device has read it.
+
+use crate::{device::Device, link::Guest};
+use af_vsock::{deliver_tap, SkBuff, Sock, TapPayload};
+use kernel::prelude::*;
+use virtio::{OutQueue, Reset};
+use vsock_proto::HEADER_LEN;
+use vsock_transport::{Packet, PacketQueue};
+
+type Ring = OutQueue<SkBuff, KBox<Packet<Guest>>, HEADER_LEN>;
+
+/// The transmit ring, and what waits for room in it.
+pub(crate) struct Transmitter {
+    /// Gone once the device was torn down.
+    ring: Option<Ring>,
+    backlog: PacketQueue<Guest>,
+    /// So many waiting replies stop the receiver: it would make more of them.
+    reply_limit: usize,
+    receiver_waits: bool,
+}
+
+/// What a transmitter leaves behind when it stops.
+pub(crate) struct Transmit {
+    ring: Option<Ring>,
+    backlog: PacketQueue<Guest>,
+}
+
+/// What is left to be done after the lock was given back.
+#[must_use]
+pub(crate) struct Aftermath {
+    /// Packets to be dropped: that wakes their senders.
+    done: PacketQueue<Guest>,
+    receiver_may_go_on: bool,
+}
+
+impl Transmitter {
+    pub(crate) fn new(ring: Ring, reply_limit: usize) -> Self {
+        Self {
+            ring: Some(ring),
+            backlog: PacketQueue::new(),
+            reply_limit,
+            receiver_waits: false,
+        }
+    }
+
+    /// Whether the receiver may make one more reply. If not, it will be told when.
+    pub(crate) fn takes_replies(&mut self) -> bool {
+        self.receiver_waits = self.backlog.replies() >= self.reply_limit;
+        !self.receiver_waits
+    }
+
+    /// Queues a packet behind those that wait. False if the device was torn down.
+    fn push(&mut self, packet: KBox<Packet<Guest>>) -> bool {
+        if self.ring.is_none() {
+            return false;
+        }
+        self.backlog.push(packet);
+        true
+    }
+
+    /// Moves what waits into the ring, and takes back what the device has read.
+    fn run(&mut self) -> Aftermath {
+        let mut done = PacketQueue::new();
+        let Some(ring) = &mut self.ring else {
+            return Aftermath { done, receiver_may_go_on: false };
+        };
+        loop {
+            ring.queue().disable_callback();
+            reclaim(ring, &mut done);
+            while let Some(packet) = self.backlog.pop() {
+                if let Err(packet) = post(ring, packet, &mut done) {
+                    self.backlog.push_front(packet);
+                    break;
+                }
+            }
+            // Whatever is out there has to come back with nobody sending any more: close() may
+            // wait for it, and so do completions of zero-copy sends.
+            if !ring.is_busy() || ring.queue().enable_callback_delayed() || ring.queue().is_broken() {
+                break;
+            }
+        }
+        if ring.queue().needs_kick() {
+            ring.queue().kick();
+        }
+        let receiver_may_go_on = self.receiver_waits && self.backlog.replies() < self.reply_limit;
+        self.receiver_waits &= !receiver_may_go_on;
+        Aftermath { done, receiver_may_go_on }
+    }
+
+    /// The device is about to be torn down.
+    pub(crate) fn stop(&mut self) -> Transmit {
+        Transmit { ring: self.ring.take(), backlog: self.backlog.take_all() }
+    }
+}
+
+impl Transmit {
+    /// Drops all packets.
+    pub(crate) fn give_up(self, reset: &Reset) {
+        if let Some(ring) = self.ring {
+            ring.give_up(reset, |payload, packet| drop(complete(payload, packet)));
+        }
+        drop(self.backlog);
+    }
+}
+
+/// Takes back what the device has read.
+fn reclaim(ring: &mut Ring, done: &mut PacketQueue<Guest>) {
+    while let Some((payload, packet)) = ring.take_used() {
+        done.push(complete(payload, packet));
+    }
+}
+
+/// Puts a packet together again: it frees its parts in the right order.
+fn complete(payload: Option<SkBuff>, mut packet: KBox<Packet<Guest>>) -> KBox<Packet<Guest>> {
+    if let Some(payload) = payload {
+        packet.put_payload(payload);
+    }
+    packet
+}
+
+/// Posts a packet; gives it back if the ring is full. One that can never be posted is done.
+fn post(
+    ring: &mut Ring,
+    mut packet: KBox<Packet<Guest>>,
+    done: &mut PacketQueue<Guest>,
+) -> Result<(), KBox<Packet<Guest>>> {
+    let header = packet.header;
+    let payload = packet.take_payload();
+    match ring.post(header.encode(), payload, packet) {
+        Ok(()) => Ok(()),
+        Err((error, payload, packet)) => {
+            let packet = complete(payload, packet);
+            if error == ENOSPC && ring.is_busy() {
+                return Err(packet);
+            }
+            done.push(packet);
+            Ok(())
+        }
+    }
+}
+
+impl Device {
+    /// Sends a packet, or queues it until there is room in the ring.
+    pub(crate) fn send(&self, packet: KBox<Packet<Guest>>) -> Result {
+        match packet.payload() {
+            Some(skb) => deliver_tap(&packet.header, TapPayload::Buffer(skb)),
+            None => deliver_tap(&packet.header, TapPayload::Bytes(&[])),
+        }
+        let aftermath = {
+            let mut transmitter = self.transmitter.lock();
+            if !transmitter.push(packet) {
+                return Err(ENODEV);
+            }
+            transmitter.run()
+        };
+        self.finish(aftermath);
+        Ok(())
+    }
+
+    /// Takes back what the device has read, and sends what waited for that.
+    pub(crate) fn transmit(&self) {
+        let aftermath = self.transmitter.lock().run();
+        self.finish(aftermath);
+    }
+
+    /// Drops what waits to be sent for `sock`.
+    pub(crate) fn cancel(&self, sock: &Sock) {
+        let removed = self.transmitter.lock().backlog.remove_from(sock);
+        drop(removed);
+        self.transmit();
+    }
+
+    fn finish(&self, aftermath: Aftermath) {
+        if aftermath.receiver_may_go_on {
+            self.schedule_receive();
+        }
+        drop(aftermath.done);
+    }
+}
