@@ -20,11 +20,16 @@ pub(crate) fn read_stream<L: Link>(
     let attached = sock.attached::<Engine<L>>().ok_or(ENODEV)?;
     if peek {
         attached.shared.move_to(attached.owned)?;
-        return attached.owned.copy(message, len);
+        return partial(attached.owned.copy(message, len));
     }
     let (bytes, result) = attached.owned.consume(attached.shared, message, len);
     attached.shared.consume(bytes, 0);
     update_credit_after_read::<L>(sock);
+    partial((bytes, result))
+}
+
+/// A stream reader gets what there was before an error, and the error the next time.
+fn partial((bytes, result): (usize, Result)) -> Result<usize> {
     match result {
         Err(error) if bytes == 0 => Err(error),
         _ => Ok(bytes),
@@ -47,7 +52,7 @@ pub(crate) fn read_message<L: Link>(
     };
     let len = attached.owned.message_len(&boundary);
     let room = message.room();
-    let copied = attached.owned.copy(message, room.min(len));
+    let (_, copied) = attached.owned.copy(message, room.min(len));
     if copied.is_ok() && boundary.ends_record {
         message.set_ends_record();
     }
@@ -56,7 +61,7 @@ pub(crate) fn read_message<L: Link>(
         attached.shared.consume(len, 1);
         update_credit_after_read::<L>(sock);
     }
-    copied.map(|_| len)
+    copied.map(|()| len)
 }
 
 /// Hands everything to `actor` (`virtio_transport_read_skb()`).
@@ -87,8 +92,8 @@ pub(crate) fn read_skb<L: Link>(sock: &mut HeldSock<'_>, actor: SkbActor) -> i32
 }
 
 impl Reading {
-    /// Copies up to `len` bytes, which stay. An error only if nothing was copied.
-    fn copy(&self, message: &mut Message<'_, false>, len: usize) -> Result<usize> {
+    /// Copies up to `len` bytes, which stay; says how many, and what stopped it.
+    fn copy(&self, message: &mut Message<'_, false>, len: usize) -> (usize, Result) {
         let mut copied: usize = 0;
         for chunk in self.chunks.iter() {
             let rest = len.saturating_sub(copied);
@@ -97,11 +102,10 @@ impl Reading {
             }
             match chunk.copy_to(message, rest) {
                 Ok(bytes) => copied = copied.saturating_add(bytes),
-                Err(error) if copied == 0 => return Err(error),
-                Err(_) => break,
+                Err(error) => return (copied, Err(error)),
             }
         }
-        Ok(copied)
+        (copied, Ok(()))
     }
 
     /// Takes up to `len` bytes, from what arrives meanwhile, too; says how many, and what stopped
