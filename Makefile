@@ -12,5 +12,32 @@ help: ## this list
 setup: ## provision toolchain, kernel and virtual machines (also done on demand)
 	@$(env) setup
 
+# Modules for KDIR, a kernel build tree with Rust metadata; objects and modules land in $(O).
+# Without KDIR they are built in the provisioned tree, for its kernel.
+KCC = $(shell sed -n 's/^CONFIG_CC_VERSION_TEXT="\{0,1\}\([^" ]*\).*/\1/p' $(KDIR)/include/config/auto.conf)
+O ?= $(CURDIR)/build/$(shell cat $(KDIR)/include/config/kernel.release 2>/dev/null)
+kbuild = $(MAKE) -C $(KDIR) M=$(CURDIR) MO=$(O) CC=$(KCC)
+
+.PHONY: modules clean
+ifdef KDIR
+modules: ## build the modules (for KDIR, or for the provisioned kernel)
+	@mkdir -p $(O)
+	@flock $(O)/lock $(kbuild) modules
+else
+modules:
+	@$(env) enter -- make --no-print-directory -j$(shell nproc) modules
+endif
+
+.PHONY: shell
+shell: modules ## a shell in the host VM with a guest running: the development loop
+	@$(env) enter -- python3 tools/rig shell
+
+.PHONY: test
+test: modules ## everything that proves the project; T= is a pytest -k expression
+	@$(env) enter -- python3 -m pytest tests $(if $(T),-k '$(T)')
+
+clean: ## remove what was built
+	rm -rf build
+
 clean-cache: ## remove everything that was provisioned
 	@$(env) clean
