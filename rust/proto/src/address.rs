@@ -38,22 +38,39 @@ impl FromStr for UniversalAddress {
     type Err = AddressError;
 
     fn from_str(text: &str) -> Result<Self, AddressError> {
-        let pair = text.strip_prefix(PREFIX).ok_or(AddressError)?;
-        let (cid, port) = pair.split_once('.').ok_or(AddressError)?;
-        Ok(Self(Address::new(number(cid)?, number(port)?)))
+        address(text).map(Self).ok_or(AddressError)
     }
 }
 
-/// Parses a number in its only spelling: digits, the first of them not an idle zero.
+fn address(text: &str) -> Option<Address> {
+    let (cid, rest) = number(text.strip_prefix(PREFIX)?.as_bytes())?;
+    let (port, rest) = number(rest.strip_prefix(b".")?)?;
+    rest.is_empty().then_some(Address::new(cid, port))
+}
+
+/// Parses a number in its only spelling, without an idle zero; returns what follows it, too.
 ///
-/// The standard parser also takes a plus sign and leading zeros.
-fn number(text: &str) -> Result<u32, AddressError> {
-    let digits_only = text.bytes().all(|byte| byte.is_ascii_digit());
-    let idle_zero = text.len() > 1 && text.starts_with('0');
-    if !digits_only || idle_zero {
-        return Err(AddressError);
+/// The standard parser also takes a plus sign and leading zeros, and its arithmetic can panic as
+/// far as the compiler can see.
+fn number(text: &[u8]) -> Option<(u32, &[u8])> {
+    let (&first, mut rest) = text.split_first()?;
+    let mut number = digit(first)?;
+    // A zero in front is all of the number.
+    while number > 0 {
+        let Some((next, after)) = rest.split_first() else {
+            break;
+        };
+        let Some(digit) = digit(*next) else {
+            break;
+        };
+        number = number.checked_mul(10)?.checked_add(digit)?;
+        rest = after;
     }
-    text.parse().map_err(|_| AddressError)
+    Some((number, rest))
+}
+
+fn digit(byte: u8) -> Option<u32> {
+    char::from(byte).to_digit(10)
 }
 
 #[cfg(test)]
