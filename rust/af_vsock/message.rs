@@ -70,8 +70,9 @@ impl Message<'_, true> {
 
     /// The rest of the message. Copying from it may sleep.
     pub fn source(&mut self) -> &mut IovIterSource<'_> {
-        // SAFETY: By the type invariants the iterator is a source.
-        unsafe { IovIterSource::from_raw(&raw mut (*self.0).msg_iter) }
+        // SAFETY: By the type invariants the iterator is valid and a source, which is all that its
+        // transparent wrapper stands for. `from_raw()` would panic where C warns and copies nothing.
+        unsafe { &mut *(&raw mut (*self.0).msg_iter).cast() }
     }
 }
 
@@ -89,7 +90,7 @@ impl Message<'_, false> {
 
     /// Where received bytes go. Copying there may sleep.
     pub fn destination(&mut self) -> &mut IovIterDest<'_> {
-        // SAFETY: By the type invariants the iterator is a destination.
-        unsafe { IovIterDest::from_raw(&raw mut (*self.0).msg_iter) }
+        // SAFETY: As in `Message::source`, of a destination.
+        unsafe { &mut *(&raw mut (*self.0).msg_iter).cast() }
     }
 }

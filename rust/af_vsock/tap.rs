@@ -60,7 +60,8 @@ unsafe extern "C" fn build(opaque: *mut c_void) -> *mut bindings::sk_buff {
 impl Packet<'_> {
     /// The frame for a capture: what vsockmon says of the packet, its header, its payload.
     fn capture(&self) -> Result<SkBuff> {
-        let len = size_of::<bindings::af_vsockmon_hdr>() + HEADER_LEN + self.payload.len();
+        const HEADERS: usize = size_of::<bindings::af_vsockmon_hdr>() + HEADER_LEN;
+        let len = HEADERS.saturating_add(self.payload.len());
         let mut skb = SkBuff::with_room(len, bindings::GFP_ATOMIC)?;
         skb.put(MonitorHeader(self.monitor_header()).as_bytes());
         skb.put(&self.header.encode());
