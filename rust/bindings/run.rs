@@ -20,7 +20,10 @@ pub struct Run {
 impl Run {
     /// A run without memory.
     pub const fn empty() -> Self {
-        Self { bytes: KVec::new(), filled: 0 }
+        Self {
+            bytes: KVec::new(),
+            filled: 0,
+        }
     }
 
     /// A run with room for `capacity` bytes. More than a page is had without effort, or not at all.
@@ -30,7 +33,10 @@ impl Run {
         } else {
             gfp
         };
-        Ok(Self { bytes: KVec::from_elem(0, capacity, gfp)?, filled: 0 })
+        Ok(Self {
+            bytes: KVec::from_elem(0, capacity, gfp)?,
+            filled: 0,
+        })
     }
 
     /// Bytes there is room for in all.
@@ -58,12 +64,18 @@ impl Run {
 
     /// The part that is not filled; [`Run::fill`] says how much of it has become so.
     pub fn room_mut(&mut self) -> &mut [u8] {
-        self.bytes.as_mut_slice().get_mut(self.filled..).unwrap_or(&mut [])
+        self.bytes
+            .as_mut_slice()
+            .get_mut(self.filled..)
+            .unwrap_or(&mut [])
     }
 
     /// The next `len` bytes are filled. `EINVAL` if there is no room for them.
     pub fn fill(&mut self, len: usize) -> Result {
-        let filled = self.filled.checked_add(len).filter(|filled| *filled <= self.capacity());
+        let filled = self
+            .filled
+            .checked_add(len)
+            .filter(|filled| *filled <= self.capacity());
         self.filled = filled.ok_or(EINVAL)?;
         Ok(())
     }

@@ -4,7 +4,6 @@
 
 use crate::{chunk::Chunks, deque::Deque};
 use af_vsock::SkBuff;
-use rvsock_bindings::Run;
 use kernel::{
     new_spinlock,
     prelude::*,
@@ -13,6 +12,7 @@ use kernel::{
         SpinLock,
     },
 };
+use rvsock_bindings::Run;
 use vsock_proto::{
     max_boundaries, Advertisement, CreditChange, Header, Kind, MessageFlags, ReceiveCredit,
     TransmitCredit,

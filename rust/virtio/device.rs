@@ -48,7 +48,12 @@ impl Device {
         // SAFETY: By the type invariants the device is valid, and all have this operation.
         unsafe {
             if let Some(get) = (*(*self.as_raw()).config).get {
-                get(self.as_raw(), offset, bytes.as_mut_ptr().cast(), bytes.len() as u32);
+                get(
+                    self.as_raw(),
+                    offset,
+                    bytes.as_mut_ptr().cast(),
+                    bytes.len() as u32,
+                );
             }
         }
         u64::from_le_bytes(bytes)
@@ -67,7 +72,13 @@ impl Device {
         to_result(unsafe {
             let find = (*(*self.as_raw()).config).find_vqs.ok_or(ENODEV)?;
             let none = core::ptr::null_mut();
-            find(self.as_raw(), N as u32, raw.as_mut_ptr(), info.as_mut_ptr(), none)
+            find(
+                self.as_raw(),
+                N as u32,
+                raw.as_mut_ptr(),
+                info.as_mut_ptr(),
+                none,
+            )
         })?;
         // SAFETY: The queues were found just now, and exist until `delete_queues`.
         Ok(raw.map(|raw| unsafe { Virtqueue::from_raw(raw) }))

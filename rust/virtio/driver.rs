@@ -52,8 +52,14 @@ type Ids = [DeviceId; 2];
 /// The ids for devices of kind `id`, from any vendor.
 pub const fn ids(id: u32) -> CStatic<Ids> {
     CStatic::new([
-        bindings::virtio_device_id { device: id, vendor: u32::MAX },
-        bindings::virtio_device_id { device: 0, vendor: 0 },
+        bindings::virtio_device_id {
+            device: id,
+            vendor: u32::MAX,
+        },
+        bindings::virtio_device_id {
+            device: 0,
+            vendor: 0,
+        },
     ])
 }
 
@@ -91,7 +97,10 @@ unsafe impl Sync for Registration {}
 
 impl Registration {
     /// Registers the driver of `table`, which belongs to `module`.
-    pub fn new<D: Driver>(table: &'static DriverTable<D>, module: &'static ThisModule) -> Result<Self> {
+    pub fn new<D: Driver>(
+        table: &'static DriverTable<D>,
+        module: &'static ThisModule,
+    ) -> Result<Self> {
         let raw = table.0.get();
         // SAFETY: The table is static and complete.
         to_result(unsafe { bindings::__register_virtio_driver(raw, module.as_ptr()) })?;
@@ -107,10 +116,14 @@ impl Drop for Registration {
     }
 }
 
-/// The callbacks behind a table. The SAFETY of all of them: virtio passes a device that it bound
-/// to this driver.
+/// The callbacks behind a table.
+///
+/// # Safety
+///
+/// Of all of them: virtio passes a device that it bound to this driver.
 struct Callbacks<D>(PhantomData<D>);
 
+#[expect(clippy::missing_safety_doc, reason = "see `Callbacks`")]
 impl<D: Driver> Callbacks<D> {
     unsafe extern "C" fn probe(device: *mut bindings::virtio_device) -> c_int {
         // SAFETY: See `Callbacks`.

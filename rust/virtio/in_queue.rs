@@ -55,12 +55,17 @@ impl<const N: usize> InQueue<N> {
         let mut slots = KVec::with_capacity(size, GFP_KERNEL)?;
         let mut free = KVec::with_capacity(size, GFP_KERNEL)?;
         for slot in 0..size {
-            slots.push(None, GFP_KERNEL)?;
-            free.push(slot, GFP_KERNEL)?;
+            slots.push_within_capacity(None).map_err(|_| ENOMEM)?;
+            free.push_within_capacity(slot).map_err(|_| ENOMEM)?;
         }
         let headers = KVec::from_elem(HeaderSlot([0; N]), size, GFP_KERNEL)?;
         // INVARIANT: Nothing is posted.
-        Ok(Self { queue, headers, slots, free })
+        Ok(Self {
+            queue,
+            headers,
+            slots,
+            free,
+        })
     }
 
     /// The queue itself.
@@ -115,7 +120,11 @@ impl<const N: usize> InQueue<N> {
         // SAFETY: The slot is valid; a volatile read, because a bad device may be writing to it.
         let header = unsafe { core::ptr::from_ref(&header.0).read_volatile() };
         let _ = self.free.push_within_capacity(slot);
-        Some(Filled { header, run, written })
+        Some(Filled {
+            header,
+            run,
+            written,
+        })
     }
 
     /// Gives up the queue of a device that was reset.

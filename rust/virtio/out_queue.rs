@@ -35,12 +35,17 @@ impl<P: StableBytes, C, const N: usize> OutQueue<P, C, N> {
         let mut slots = KVec::with_capacity(size, GFP_KERNEL)?;
         let mut free = KVec::with_capacity(size, GFP_KERNEL)?;
         for slot in 0..size {
-            slots.push(None, GFP_KERNEL)?;
-            free.push(slot, GFP_KERNEL)?;
+            slots.push_within_capacity(None).map_err(|_| ENOMEM)?;
+            free.push_within_capacity(slot).map_err(|_| ENOMEM)?;
         }
         let headers = KVec::from_elem(HeaderSlot([0; N]), size, GFP_KERNEL)?;
         // INVARIANT: Nothing is posted.
-        Ok(Self { queue, headers, slots, free })
+        Ok(Self {
+            queue,
+            headers,
+            slots,
+            free,
+        })
     }
 
     /// The queue itself.
@@ -55,7 +60,12 @@ impl<P: StableBytes, C, const N: usize> OutQueue<P, C, N> {
 
     /// Posts a buffer. Gives payload and companion back if the ring is full (`ENOSPC`), or cannot
     /// take that many pieces. Does not sleep.
-    pub fn post(&mut self, header: [u8; N], payload: Option<P>, companion: C) -> Result<(), (Error, Option<P>, C)> {
+    pub fn post(
+        &mut self,
+        header: [u8; N],
+        payload: Option<P>,
+        companion: C,
+    ) -> Result<(), (Error, Option<P>, C)> {
         let Some(slot) = self.free.pop() else {
             return Err((ENOSPC, payload, companion));
         };
@@ -77,8 +87,7 @@ impl<P: StableBytes, C, const N: usize> OutQueue<P, C, N> {
     fn add(&mut self, slot: usize, header: [u8; N], payload: Option<&P>) -> Result {
         let place = self.headers.as_mut_slice().get_mut(slot).ok_or(ENOSPC)?;
         place.0 = header;
-        let mut pieces: [bindings::kvec; MAX_PIECES] =
-            core::array::from_fn(|_| pin_init::zeroed());
+        let mut pieces: [bindings::kvec; MAX_PIECES] = core::array::from_fn(|_| pin_init::zeroed());
         let mut count = 0;
         let header = core::iter::once(place.0.as_slice());
         let payload = payload.into_iter().flat_map(StableBytes::pieces);
@@ -104,7 +113,12 @@ impl<P: StableBytes, C, const N: usize> OutQueue<P, C, N> {
 
     /// Gives up the queue of a device that was reset; calls `f` with what was posted.
     pub fn give_up(mut self, _reset: &Reset, mut f: impl FnMut(Option<P>, C)) {
-        for (payload, companion) in self.slots.as_mut_slice().iter_mut().filter_map(Option::take) {
+        for (payload, companion) in self
+            .slots
+            .as_mut_slice()
+            .iter_mut()
+            .filter_map(Option::take)
+        {
             f(payload, companion);
         }
         self.free.clear();
@@ -115,7 +129,12 @@ impl<P: StableBytes, C, const N: usize> OutQueue<P, C, N> {
 impl<P: StableBytes, C, const N: usize> Drop for OutQueue<P, C, N> {
     fn drop(&mut self) {
         // Not given up after a reset: the device may still read what is posted.
-        for content in self.slots.as_mut_slice().iter_mut().filter_map(Option::take) {
+        for content in self
+            .slots
+            .as_mut_slice()
+            .iter_mut()
+            .filter_map(Option::take)
+        {
             core::mem::forget(content);
         }
         if self.is_busy() {

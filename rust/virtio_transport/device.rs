@@ -139,7 +139,12 @@ impl Device {
         made
     }
 
-    fn new(device: virtio::Device, rx: Virtqueue, tx: Virtqueue, event: Virtqueue) -> Result<Arc<Self>> {
+    fn new(
+        device: virtio::Device,
+        rx: Virtqueue,
+        tx: Virtqueue,
+        event: Virtqueue,
+    ) -> Result<Arc<Self>> {
         let cid = read_cid(device);
         let has_seqpacket = device.has_feature(F_SEQPACKET);
         let pieces_max = tx.size();

@@ -43,7 +43,10 @@ impl Link for Guest {
     }
 
     fn seqpacket_allow(sock: &Sock, _cid: u32) -> bool {
-        sock.is_global() && DEVICE.with(|device| device.has_seqpacket()).unwrap_or(false)
+        sock.is_global()
+            && DEVICE
+                .with(|device| device.has_seqpacket())
+                .unwrap_or(false)
     }
 
     fn send(packet: KBox<Packet<Self>>, _net: Net<'_>) -> Result {
@@ -61,7 +64,9 @@ impl Link for Guest {
     }
 
     fn takes_pieces(pieces: usize) -> bool {
-        DEVICE.with(|device| pieces <= device.pieces_max()).unwrap_or(false)
+        DEVICE
+            .with(|device| pieces <= device.pieces_max())
+            .unwrap_or(false)
     }
 
     fn with_close_queue(f: impl FnOnce(&WorkQueue)) -> Option<()> {

@@ -3,7 +3,7 @@
 //! Guest transport for vsock: the driver of the virtio socket device (virtio 1.3, section 5.10).
 
 use af_vsock::{Features, Registration};
-use device::{DeviceDriver, DRIVER, CLOSE_QUEUE};
+use device::{DeviceDriver, CLOSE_QUEUE, DRIVER};
 use kernel::{prelude::*, sync::Arc};
 use link::Guest;
 use rvsock_bindings::WorkQueue;
@@ -37,7 +37,11 @@ impl kernel::Module for Module {
         let work = RunningQueue::start()?;
         let transport = Registration::new::<Engine<Guest>>(Features::GUEST_TO_HOST)?;
         let driver = virtio::Registration::new::<DeviceDriver>(&DRIVER, module)?;
-        Ok(Self { _driver: driver, _transport: transport, _work: work })
+        Ok(Self {
+            _driver: driver,
+            _transport: transport,
+            _work: work,
+        })
     }
 }
 

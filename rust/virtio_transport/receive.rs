@@ -11,10 +11,16 @@ use vsock_proto::{Header, HEADER_LEN};
 use vsock_transport::{receive, Payload, Received};
 
 /// Bytes of a buffer for small packets, and of all that are posted: what the C driver posts.
-const SMALL: Supply = Supply { run: PAGE_SIZE, total: 512 * 1024 };
+const SMALL: Supply = Supply {
+    run: PAGE_SIZE,
+    total: 512 * 1024,
+};
 /// The same for bulk: a packet of 64 KiB takes two buffers, and a run of this size is to be had
 /// without effort (`PAGE_ALLOC_COSTLY_ORDER`).
-const LARGE: Supply = Supply { run: 32 * 1024, total: 2 * 1024 * 1024 };
+const LARGE: Supply = Supply {
+    run: 32 * 1024,
+    total: 2 * 1024 * 1024,
+};
 /// So many buffers filled to the brim in a row call for large ones.
 const FULL_IN_A_ROW: u32 = 8;
 /// So many packets in a row that would have fit a small buffer make large ones a waste.
@@ -43,7 +49,13 @@ pub(crate) struct Receiver {
 
 impl Receiver {
     pub(crate) fn new(ring: InQueue<HEADER_LEN>) -> Self {
-        Self { ring, supply: SMALL, posted: 0, full_in_a_row: 0, small_in_a_row: 0 }
+        Self {
+            ring,
+            supply: SMALL,
+            posted: 0,
+            full_in_a_row: 0,
+            small_in_a_row: 0,
+        }
     }
 
     /// Posts buffers until there are enough of them, and tells the device. May sleep.

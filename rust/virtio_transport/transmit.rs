@@ -64,7 +64,10 @@ impl Transmitter {
     fn run(&mut self) -> Aftermath {
         let mut done = PacketQueue::new();
         let Some(ring) = &mut self.ring else {
-            return Aftermath { done, receiver_may_go_on: false };
+            return Aftermath {
+                done,
+                receiver_may_go_on: false,
+            };
         };
         loop {
             ring.queue().disable_callback();
@@ -77,7 +80,8 @@ impl Transmitter {
             }
             // Whatever is out there has to come back with nobody sending any more: close() may
             // wait for it, and so do completions of zero-copy sends.
-            if !ring.is_busy() || ring.queue().enable_callback_delayed() || ring.queue().is_broken() {
+            if !ring.is_busy() || ring.queue().enable_callback_delayed() || ring.queue().is_broken()
+            {
                 break;
             }
         }
@@ -86,12 +90,18 @@ impl Transmitter {
         }
         let receiver_may_go_on = self.receiver_waits && self.backlog.replies() < self.reply_limit;
         self.receiver_waits &= !receiver_may_go_on;
-        Aftermath { done, receiver_may_go_on }
+        Aftermath {
+            done,
+            receiver_may_go_on,
+        }
     }
 
     /// The device is about to be torn down.
     pub(crate) fn stop(&mut self) -> Transmit {
-        Transmit { ring: self.ring.take(), backlog: self.backlog.take_all() }
+        Transmit {
+            ring: self.ring.take(),
+            backlog: self.backlog.take_all(),
+        }
     }
 }
 
