@@ -53,6 +53,25 @@ pub fn for_each_connected<T: Transport>() {
     }
 }
 
+impl HeldSock<'_> {
+    /// Whether the core takes packets from `source` for this socket of `T`.
+    ///
+    /// A kernel without `vsock_check_source()` leaves that to transports.
+    pub fn accepts_source<T: Transport>(&self, source: Address) -> bool {
+        #[cfg(HAVE_VSOCK_CHECK_SOURCE)]
+        // SAFETY: The lock is held; the address is initialized.
+        return unsafe {
+            let mut source = to_sockaddr(source);
+            bindings::vsock_check_source(self.as_raw(), T::vtable().as_raw(), &mut source)
+        };
+        #[cfg(not(HAVE_VSOCK_CHECK_SOURCE))]
+        {
+            let _ = source;
+            true
+        }
+    }
+}
+
 impl Sock {
     /// The peer is gone: closes with `ECONNRESET`, in the three stores that C does without the
     /// socket lock (`virtio_vsock_reset_sock()`), and wakes everybody.

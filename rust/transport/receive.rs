@@ -90,6 +90,7 @@ impl Received<'_> {
         let listening = sock.state() == SocketState::Listening;
         (listening || sock.attached::<Engine<L>>().is_some())
             && addressed_to(listening, sock.remote(), &self.header)
+            && sock.accepts_source::<Engine<L>>(self.header.source)
     }
 
     fn deliver<L: Link>(&mut self, mut sock: HeldSock<'_>) {

@@ -66,17 +66,21 @@ pub(crate) struct Device {
     transmit_work: Work<Self, TRANSMIT>,
     #[pin]
     event_work: Work<Self, HANDLE_EVENT>,
+    #[pin]
+    refill_work: Work<Self, REFILL>,
 }
 
 /// Numbers of the work items.
 const RECEIVE: u64 = 0;
 const TRANSMIT: u64 = 1;
 const HANDLE_EVENT: u64 = 2;
+const REFILL: u64 = 3;
 
 impl_has_work! {
     impl HasWork<Self, RECEIVE> for Device { self.receive_work }
     impl HasWork<Self, TRANSMIT> for Device { self.transmit_work }
     impl HasWork<Self, HANDLE_EVENT> for Device { self.event_work }
+    impl HasWork<Self, REFILL> for Device { self.refill_work }
 }
 
 impl WorkItem<RECEIVE> for Device {
@@ -100,6 +104,14 @@ impl WorkItem<HANDLE_EVENT> for Device {
 
     fn run(this: Arc<Self>) {
         this.handle_events();
+    }
+}
+
+impl WorkItem<REFILL> for Device {
+    type Pointer = Arc<Self>;
+
+    fn run(this: Arc<Self>) {
+        this.refill_after_pause();
     }
 }
 
@@ -127,6 +139,11 @@ impl Device {
     /// Runs [`Device::receive`] soon.
     pub(crate) fn schedule_receive(&self) {
         schedule::<RECEIVE>();
+    }
+
+    /// Runs [`Device::refill_after_pause`].
+    pub(crate) fn schedule_refill(&self) {
+        schedule::<REFILL>();
     }
 
     /// Finds the queues and makes the device ready, with nothing posted and nothing sent.
@@ -166,6 +183,7 @@ impl Device {
                 receive_work <- new_work!("Device::receive_work"),
                 transmit_work <- new_work!("Device::transmit_work"),
                 event_work <- new_work!("Device::event_work"),
+                refill_work <- new_work!("Device::refill_work"),
             }? Error),
             GFP_KERNEL,
         )
@@ -173,8 +191,8 @@ impl Device {
 
     /// Posts buffers: from now on the device has something to say.
     fn start(&self) {
-        if let Some(receiver) = &mut *self.receiver.lock() {
-            receiver.refill();
+        if !self.refill() {
+            self.schedule_refill();
         }
         if let Some(events) = &mut *self.events.lock() {
             events.fill();

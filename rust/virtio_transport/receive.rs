@@ -4,7 +4,11 @@
 
 use crate::{device::Device, link::Guest};
 use af_vsock::{deliver_tap, Net, TapPayload};
-use kernel::{page::PAGE_SIZE, prelude::*};
+use kernel::{
+    page::PAGE_SIZE,
+    prelude::*,
+    time::{delay::fsleep, Delta},
+};
 use rvsock_bindings::Run;
 use virtio::{Filled, InQueue, Reset};
 use vsock_proto::{Header, HEADER_LEN};
@@ -25,6 +29,10 @@ const LARGE: Supply = Supply {
 const FULL_IN_A_ROW: u32 = 8;
 /// So many packets in a row that would have fit a small buffer make large ones a waste.
 const SMALL_IN_A_ROW: u32 = 256;
+/// With fewer buffers than these nothing may come in that makes us look for more.
+const FEWEST: usize = 8;
+/// How long to wait for memory, in microseconds.
+const PAUSE: i64 = 100_000;
 /// Packets taken off the ring before others get the CPU.
 const BUDGET: usize = 256;
 
@@ -59,16 +67,22 @@ impl Receiver {
     }
 
     /// Posts buffers until there are enough of them, and tells the device. May sleep.
-    pub(crate) fn refill(&mut self) {
-        while self.posted < self.supply.total {
+    ///
+    /// False if there is no memory for as many as it takes to go on.
+    #[must_use]
+    pub(crate) fn refill(&mut self) -> bool {
+        let mut had_memory = true;
+        while had_memory && self.posted < self.supply.total {
             let Ok(run) = self.allocate() else {
-                break;
+                had_memory = false;
+                continue;
             };
             if !self.post(run) {
                 break;
             }
         }
         self.kick();
+        had_memory || self.ring.posted() >= FEWEST
     }
 
     /// A buffer of the size in use, or of a page if there is none.
@@ -181,16 +195,36 @@ impl Device {
         }
         loop {
             if let Some(packet) = receiver.next() {
-                if receiver.runs_low() {
-                    receiver.refill();
+                if receiver.runs_low() && !receiver.refill() {
+                    self.schedule_refill();
                 }
                 receiver.ring.queue().disable_callback();
                 return Some(packet);
             }
-            receiver.refill();
+            if !receiver.refill() {
+                self.schedule_refill();
+            }
             if receiver.ring.queue().enable_callback() || receiver.ring.queue().is_broken() {
                 return None;
             }
+        }
+    }
+
+    /// Tries again to post buffers, until there is memory for them or the device is gone.
+    pub(crate) fn refill_after_pause(&self) {
+        loop {
+            fsleep(Delta::from_micros(PAUSE));
+            if self.refill() {
+                return;
+            }
+        }
+    }
+
+    /// As [`Receiver::refill`]; nothing is short where there is no receiver any more.
+    pub(crate) fn refill(&self) -> bool {
+        match &mut *self.receiver.lock() {
+            Some(receiver) => receiver.refill(),
+            None => true,
         }
     }
 
