@@ -36,6 +36,22 @@ shell: modules ## a shell in the host VM with a guest running: the development l
 test: modules ## everything that proves the project; T= is a pytest -k expression
 	@$(env) enter -- python3 -m pytest tests $(if $(T),-k '$(T)')
 
+.PHONY: check rustfmt rust-analyzer
+check: ## what can be proven in seconds: lints, cargo tests, no panic paths, licences
+	@$(env) enter -- python3 tools/check
+
+rustfmt: ## format all Rust
+	@$(env) enter -- rustfmt $(shell git -c safe.directory=$(CURDIR) ls-files -co --exclude-standard '*.rs')
+
+ifdef KDIR
+rust-analyzer: modules ## write rust-project.json, for editors
+	@flock $(O)/lock $(kbuild) rust-analyzer
+	@python3 tools/rust_project.py $(O) rust-project.json
+else
+rust-analyzer:
+	@$(env) enter -- make --no-print-directory rust-analyzer
+endif
+
 clean: ## remove what was built
 	rm -rf build
 
