@@ -7,7 +7,7 @@ from peers import kernel_tools
 
 pytestmark = pytest.mark.loopback
 
-IMPLEMENTATIONS = ["c"]
+IMPLEMENTATIONS = ["c", "rust"]
 CID_LOCAL = 1
 CONTROL_PORT = 51000
 
