@@ -380,11 +380,11 @@ def test_progress_counts_what_an_interrupted_build_did(env, tmp_path):
     log.write_text("$ make\n" + "  CC      a.o\n" * 50)
     progress = env.flavour.Progress(log, 200)
     assert progress() == "25%"
-    progress.started -= 60
+    progress.started -= 50
     log.write_text("  CC      a.o\n" * 100)
-    # 50 steps in the last minute, 100 to go.
+    # 50 files in these 50 s, 100 to go.
     assert progress() == "50%, about 2 min left"
-    log.write_text("  CC      a.o\n" * 300)
+    log.write_text("  CC      a.o\n" * 300 + "  HDRINST a.h\n")
     assert progress() == "99%"
 
 

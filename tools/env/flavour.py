@@ -3,6 +3,7 @@
 
 import dataclasses
 import hashlib
+import math
 import pathlib
 import re
 import shutil
@@ -27,7 +28,7 @@ class Flavour:
     fragments: tuple[str, ...]
     arch: str
     image: str
-    # Lines of progress that `make` prints for all of it; measured, only the estimate depends on it.
+    # Files that `make` compiles and links for all of it; measured, only the estimate depends on it.
     steps: int
 
 
@@ -41,7 +42,7 @@ FLAVOURS = {
             ("base", "vm", "checks"),
             "x86",
             "arch/x86/boot/bzImage",
-            2620,
+            2550,
         ),
         Flavour(
             "uml",
@@ -49,7 +50,7 @@ FLAVOURS = {
             ("base", "uml"),
             "um",
             "linux",
-            1500,
+            1670,
         ),
         Flavour(
             "uml-debug",
@@ -57,7 +58,7 @@ FLAVOURS = {
             ("base", "uml", "checks"),
             "um",
             "linux",
-            1600,
+            1760,
         ),
     )
 }
@@ -101,7 +102,7 @@ def check_options(fragment: str, config: str) -> None:
 class Progress:
     """How far a kernel build is, from the lines in its log; knows what an interrupted run did."""
 
-    LINE = re.compile(rb"^  [A-Z]", re.MULTILINE)
+    LINE = re.compile(rb"^  (?:CC|RUSTC|AS|AR|LD) ", re.MULTILINE)
 
     def __init__(self, log: pathlib.Path, steps: int):
         self.log = log
@@ -118,7 +119,7 @@ class Progress:
         rate = (done - self.before) / (time.monotonic() - self.started)
         if rate == 0 or done >= self.steps:
             return f"{share:.0%}"
-        return f"{share:.0%}, about {(self.steps - done) / rate / 60:.0f} min left"
+        return f"{share:.0%}, about {math.ceil((self.steps - done) / rate / 60)} min left"
 
 
 class FlavourTree(BuildTree):
