@@ -95,6 +95,7 @@ fn safe<'a>(x: &'a u8) {
 unsafe impl Send for A {}
 unsafe extern "C" fn callback(_: *mut u8) {}
 type Callback = unsafe extern "C" fn(*mut u8);
+global_lock! { unsafe(uninit) static LOCK: Mutex<()> = (); }
 '''
 
 
@@ -105,7 +106,7 @@ def test_unsafe_is_told_from_its_name_and_measured():
         (8, "block", 1),
         (10, "implementation", 1),
         (11, "function", 0),
-        (12, "type", 0),
+        (13, "attribute", 1),
     ]
 
 
