@@ -483,14 +483,8 @@ impl<'a> HeldSock<'a> {
         }
     }
 
-    /// Wakes readers, if there is enough to read for them (`vsock_data_ready()`).
+    /// Wakes who waits to receive or to accept (`sk_data_ready`).
     pub fn report_data(&mut self) {
-        // SAFETY: The lock is held.
-        unsafe { bindings::vsock_data_ready(self.sk()) }
-    }
-
-    /// Wakes who waits in `accept()` (`sk_data_ready`).
-    pub fn report_child(&mut self) {
         // SAFETY: As above.
         unsafe {
             if let Some(data_ready) = (*self.sk()).sk_data_ready {

@@ -123,6 +123,10 @@ pub trait Transport: Sized + Send + Sync + 'static {
     /// Received messages that were not read. Must not sleep.
     fn readable_messages(shared: &Self::Shared) -> u32;
 
+    /// A reader of a stream goes to sleep, and has to be woken once `bytes` can be read: fewer than
+    /// `SO_RCVLOWAT` if it has got some already. Must not sleep.
+    fn reader_waits(shared: &Self::Shared, bytes: u32);
+
     /// Bytes that credit allows to send. Must not sleep.
     fn writable_bytes(shared: &Self::Shared) -> u32;
 
@@ -180,7 +184,7 @@ impl<T: Transport> Vtable<T> {
         table.notify_poll_in = Some(Operations::<T>::notify_poll_in);
         table.notify_poll_out = Some(Operations::<T>::notify_poll_out);
         table.notify_recv_init = Some(notify_recv);
-        table.notify_recv_pre_block = Some(notify_recv);
+        table.notify_recv_pre_block = Some(Operations::<T>::notify_recv_pre_block);
         table.notify_recv_pre_dequeue = Some(notify_recv);
         table.notify_recv_post_dequeue = Some(notify_recv_post_dequeue);
         table.notify_send_init = Some(notify_send);
@@ -378,8 +382,22 @@ impl<T: Transport> Operations<T> {
         target: usize,
         ready: *mut bool,
     ) -> c_int {
-        // SAFETY: See `Operations`; of messages the core counts whole ones.
-        unsafe { *ready = bindings::vsock_connectible_has_data(vsk) >= target as i64 };
+        // SAFETY: See `Operations`; of messages the core counts whole ones, which may be empty.
+        unsafe {
+            let enough = target <= 1 || T::readable_bytes(shared::<T>(vsk)) as usize >= target;
+            *ready = enough && bindings::vsock_connectible_has_data(vsk) > 0;
+        }
+        0
+    }
+
+    unsafe extern "C" fn notify_recv_pre_block(
+        vsk: *mut bindings::vsock_sock,
+        target: usize,
+        _data: *mut bindings::vsock_transport_recv_notify_data,
+    ) -> c_int {
+        let bytes = u32::try_from(target).unwrap_or(u32::MAX);
+        // SAFETY: See `Operations`.
+        T::reader_waits(unsafe { shared::<T>(vsk) }, bytes);
         0
     }
 

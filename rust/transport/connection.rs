@@ -31,6 +31,9 @@ pub struct Connection {
     readable_bytes: Atomic<u32>,
     /// Complete messages, likewise.
     readable_messages: Atomic<u32>,
+    /// With so many bytes a sleeping reader has enough; `u32::MAX` if none has said so. A reader that
+    /// got a part of `SO_RCVLOWAT` waits for the rest of it alone.
+    awaited: Atomic<u32>,
     /// Bytes of packets that were handed to the link and have not left it.
     unsent: Atomic<usize>,
 }
@@ -137,6 +140,7 @@ impl Connection {
             incoming <- new_spinlock!(Incoming::new(window), "Connection::incoming"),
             readable_bytes: Atomic::new(0),
             readable_messages: Atomic::new(0),
+            awaited: Atomic::new(u32::MAX),
             unsent: Atomic::new(0),
         }? Error)
     }
@@ -256,6 +260,27 @@ impl Connection {
     /// Messages that can be read.
     pub(crate) fn readable_messages(&self) -> u32 {
         self.readable_messages.load(ordering::Relaxed)
+    }
+
+    /// A reader goes to sleep until there are `bytes`. Called with the socket lock held.
+    pub(crate) fn reader_waits(&self, bytes: u32) {
+        let awaited = self.awaited.load(ordering::Relaxed).min(bytes);
+        self.awaited.store(awaited, ordering::Relaxed);
+    }
+
+    /// Whether there is enough to wake readers, who say afresh what they wait for if they go back
+    /// to sleep. Called with the socket lock held. A message is enough, and less is not.
+    pub(crate) fn satisfies_readers(&self, kind: Kind, low_water: u32) -> bool {
+        let satisfied = match kind {
+            Kind::Stream => {
+                self.readable_bytes() >= low_water.min(self.awaited.load(ordering::Relaxed))
+            }
+            Kind::Seqpacket => self.readable_messages() > 0,
+        };
+        if satisfied {
+            self.awaited.store(u32::MAX, ordering::Relaxed);
+        }
+        satisfied
     }
 
     /// Bytes that have not left the link.

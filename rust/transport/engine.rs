@@ -124,6 +124,10 @@ impl<L: Link> Transport for Engine<L> {
         connection.writable_bytes()
     }
 
+    fn reader_waits(connection: &Connection, bytes: u32) {
+        connection.reader_waits(bytes);
+    }
+
     fn unsent_bytes(connection: &Connection) -> usize {
         connection.unsent_bytes()
     }

@@ -172,7 +172,7 @@ impl Received<'_> {
             return self.refuse::<L>();
         }
         listener.enqueue_child(child);
-        listener.report_child();
+        listener.report_data();
     }
 
     /// Queues payload for the reader (`virtio_transport_recv_enqueue()`).
@@ -190,6 +190,7 @@ impl Received<'_> {
                 Data::Buffer(skb)
             }
         };
+        let (kind, low_water) = (sock.kind(), sock.receive_low_water());
         let Some(attached) = sock.attached::<Engine<L>>() else {
             return;
         };
@@ -198,7 +199,9 @@ impl Received<'_> {
                 if let Some(Data::Run(run)) = left {
                     self.payload = Payload::Run(run);
                 }
-                sock.report_data();
+                if attached.shared.satisfies_readers(kind, low_water) {
+                    sock.report_data();
+                }
             }
             Err(_) => {
                 send_reset::<L>(sock, true);
