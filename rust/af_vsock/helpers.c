@@ -3,11 +3,13 @@
  * Macros and static inlines of the socket layer that the af_vsock crate uses.
  * The prefix differs from the kernel's `rust_helper_`, whose names vmlinux exports.
  */
+#include <linux/nsproxy.h>
 #include <linux/sched.h>
 #include <linux/skbuff.h>
 #include <linux/virtio_vsock.h>
 #include <linux/workqueue.h>
 #include <net/af_vsock.h>
+#include <net/net_namespace.h>
 #include <net/sock.h>
 #include <trace/events/vsock_virtio_transport_common.h>
 
@@ -59,6 +61,21 @@ bool rvsock_helper_current_is_exiting(void)
 }
 
 /* --- vsock sockets --- */
+
+struct net *rvsock_helper_get_current_net(void)
+{
+	return get_net(current->nsproxy->net_ns);
+}
+
+void rvsock_helper_put_net(struct net *net)
+{
+	put_net(net);
+}
+
+bool rvsock_helper_vsock_net_check_mode(struct net *a, struct net *b)
+{
+	return vsock_net_check_mode(a, b);
+}
 
 bool rvsock_helper_vsock_net_mode_global(struct vsock_sock *vsk)
 {

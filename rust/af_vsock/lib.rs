@@ -34,11 +34,11 @@ mod zerocopy;
 
 pub use address::{CID_ANY, CID_HOST, CID_LOCAL};
 pub use message::Message;
-pub use net::Net;
+pub use net::{Net, OwnedNet};
 pub use skb::{SkBuff, SkbActor, MAX_SKB_FRAGS};
 pub use sock::{Direction, HeldSock, LockedSock, Sock, SockRef, SocketError, SocketState};
 pub use state::{Attached, StateRef};
-pub use table::{find_bound, find_connected, for_each_connected, Child};
+pub use table::{find_bound, find_cid, find_connected, for_each_connected, Child};
 pub use tap::{deliver_tap, TapPayload};
 pub use trace::{trace_allocated, trace_received};
 pub use transport::{Features, Registration, Transport, Vtable};

@@ -7,7 +7,7 @@
 
 use crate::{HeldSock, Message, Zerocopy};
 use core::ptr::NonNull;
-use kernel::{alloc::AllocError, prelude::*};
+use kernel::{alloc::AllocError, iov::IovIterDest, prelude::*};
 use rvsock_bindings::{bindings, StableBytes};
 
 /// An sk_buff of ours, with nothing but payload.
@@ -184,18 +184,13 @@ impl SkBuff {
         unsafe { bindings::skb_orphan(self.as_raw()) }
     }
 
-    /// Copies `len` bytes from `offset` on to a reader. May sleep. `EFAULT` if the reader's memory
-    /// is not there.
-    pub fn copy_to_message(
-        &self,
-        offset: u32,
-        message: &mut Message<'_, false>,
-        len: u32,
-    ) -> Result {
+    /// Copies `len` bytes from `offset` on. May sleep. `EFAULT` if the memory they go to is not
+    /// there.
+    pub fn copy_to_iter(&self, offset: u32, to: &mut IovIterDest<'_>, len: u32) -> Result {
         // SAFETY: Both are valid; the function checks offset and length.
         kernel::error::to_result(unsafe {
-            let to = &raw mut (*message.as_raw()).msg_iter;
-            bindings::skb_copy_datagram_iter(self.as_raw(), offset as i32, to, len as i32)
+            let offset = offset as i32;
+            bindings::skb_copy_datagram_iter(self.as_raw(), offset, to.as_raw(), len as i32)
         })
     }
 

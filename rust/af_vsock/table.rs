@@ -30,6 +30,12 @@ pub fn find_bound(destination: Address, net: Net<'_>) -> Option<SockRef> {
     found(unsafe { bindings::vsock_find_bound_socket_net(&mut destination, net.as_raw()) })
 }
 
+/// Whether `cid` is one of this machine's own, as somebody's guest.
+pub fn find_cid(cid: u32) -> bool {
+    // SAFETY: Any number may be asked for.
+    unsafe { bindings::vsock_find_cid(cid) }
+}
+
 /// Takes over the reference that a look-up returned.
 fn found(sk: *mut bindings::sock) -> Option<SockRef> {
     // SAFETY: The look-ups return a socket with a reference for the caller, or nothing.
@@ -73,6 +79,26 @@ impl HeldSock<'_> {
 }
 
 impl Sock {
+    /// The peer is gone, and what it sent before may still be read: as [`Sock::reset_unlocked`],
+    /// but leaves the state at `SS_UNCONNECTED`, which is `TCP_ESTABLISHED` by its number
+    /// (`vhost_vsock_reset_orphans()`). A socket that is being closed is left to its timeout.
+    pub fn orphan_unlocked(&self) {
+        // SAFETY: As `reset_unlocked`; the core holds the table lock.
+        unsafe {
+            let vsk = self.as_raw();
+            let sk = self.sk();
+            if (&raw const (*vsk).close_work_scheduled).read_volatile() {
+                return;
+            }
+            bindings::sock_set_flag(sk, bindings::sock_flags_SOCK_DONE);
+            (&raw mut (*vsk).peer_shutdown).write_volatile(bindings::SHUTDOWN_MASK);
+            let state = bindings::socket_state_SS_UNCONNECTED as u8;
+            (&raw mut (*sk).__sk_common.skc_state).write_volatile(state);
+            (&raw mut (*sk).sk_err).write_volatile(bindings::ECONNRESET as i32);
+            bindings::sk_error_report(sk);
+        }
+    }
+
     /// The peer is gone: closes with `ECONNRESET`, in the three stores that C does without the
     /// socket lock (`virtio_vsock_reset_sock()`), and wakes everybody.
     pub fn reset_unlocked(&self) {

@@ -17,6 +17,8 @@ pub enum TapPayload<'a> {
     Bytes(&'a [u8]),
     /// In an sk_buff.
     Buffer(&'a SkBuff),
+    /// In an sk_buff: from an offset on, so many bytes.
+    Part(&'a SkBuff, u32, u32),
 }
 
 impl TapPayload<'_> {
@@ -24,6 +26,7 @@ impl TapPayload<'_> {
         match self {
             Self::Bytes(bytes) => bytes.len(),
             Self::Buffer(skb) => skb.len() as usize,
+            Self::Part(_, _, len) => *len as usize,
         }
     }
 }
@@ -68,6 +71,7 @@ impl Packet<'_> {
         match self.payload {
             TapPayload::Bytes(bytes) => skb.put(bytes),
             TapPayload::Buffer(from) => skb.put_from(from, 0, from.len())?,
+            TapPayload::Part(from, offset, len) => skb.put_from(from, offset, len)?,
         }
         Ok(skb)
     }

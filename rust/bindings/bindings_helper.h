@@ -12,8 +12,12 @@
 #include <linux/workqueue.h>
 #include <net/af_vsock.h>
 #include <net/sock.h>
+#include <uapi/linux/vhost.h>
 #include <uapi/linux/virtio_vsock.h>
 #include <uapi/linux/vsockmon.h>
+
+/* Private header: found through -I./include/uapi, as <../../drivers/base/base.h> is upstream. */
+#include <../../drivers/vhost/vhost.h>
 
 /* Macros that bindgen cannot evaluate. */
 const gfp_t RVSOCK_CONST_GFP_KERNEL = GFP_KERNEL;

@@ -3,3 +3,4 @@
 #include "helpers.c"
 #include "../af_vsock/helpers.c"
 #include "../virtio/helpers.c"
+#include "../vhost/helpers.c"

@@ -66,9 +66,21 @@ impl<T: Send + Sync> RcuSlot<T> {
         }
     }
 
+    /// Puts `object` in the place of what is there, and gives that up; returns when no
+    /// [`RcuSlot::with`] can see it any more. May sleep.
+    pub fn replace(&self, object: Arc<T>) {
+        let new = Arc::into_raw(object).expose_provenance();
+        // INVARIANT: The reference of `object` now belongs to the slot.
+        self.give_up(self.0.xchg(new, ordering::Full));
+    }
+
     /// Empties the slot; returns when no [`RcuSlot::with`] can see the object any more. May sleep.
     pub fn take(&self) -> Option<Arc<T>> {
-        let raw = self.0.xchg(0, ordering::Full);
+        self.give_up(self.0.xchg(0, ordering::Full))
+    }
+
+    /// Takes over the reference behind an address that was taken out of the slot.
+    fn give_up(&self, raw: usize) -> Option<Arc<T>> {
         if raw == 0 {
             return None;
         }
@@ -76,6 +88,16 @@ impl<T: Send + Sync> RcuSlot<T> {
         unsafe { bindings::synchronize_rcu() };
         // SAFETY: By the type invariants the slot owned this reference.
         Some(unsafe { Arc::from_raw(ptr::with_exposed_provenance(raw)) })
+    }
+}
+
+impl<T> Drop for RcuSlot<T> {
+    fn drop(&mut self) {
+        let raw = *self.0.get_mut();
+        if raw != 0 {
+            // SAFETY: By the type invariants the slot owns this reference; nobody borrows the slot.
+            drop(unsafe { Arc::from_raw(ptr::with_exposed_provenance::<T>(raw)) });
+        }
     }
 }
 

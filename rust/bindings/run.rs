@@ -4,6 +4,7 @@
 
 use kernel::{
     alloc::{flags, AllocError, Flags},
+    iov::IovIterSource,
     page::PAGE_SIZE,
     prelude::*,
 };
@@ -37,6 +38,19 @@ impl Run {
             bytes: KVec::from_elem(0, capacity, gfp)?,
             filled: 0,
         })
+    }
+
+    /// A run filled with the next `len` bytes of `source`. May sleep. `EFAULT` if they cannot be
+    /// read.
+    pub fn copy_of(source: &mut IovIterSource<'_>, len: usize) -> Result<Self> {
+        let mut bytes = KVec::with_capacity(len, GFP_KERNEL | flags::__GFP_NOWARN)?;
+        let room = bytes.spare_capacity_mut().get_mut(..len).ok_or(ENOMEM)?;
+        if source.copy_from_iter_raw(room).len() < len {
+            return Err(EFAULT);
+        }
+        // SAFETY: That many bytes were initialized just now, within the capacity.
+        unsafe { bytes.inc_len(len) };
+        Ok(Self { bytes, filled: len })
     }
 
     /// Bytes there is room for in all.

@@ -38,7 +38,9 @@ impl Chunk {
                     return Err(EFAULT);
                 }
             }
-            Self::Buffer { skb, start } => skb.copy_to_message(*start, message, len as u32)?,
+            Self::Buffer { skb, start } => {
+                skb.copy_to_iter(*start, message.destination(), len as u32)?
+            }
         }
         Ok(len)
     }

@@ -75,6 +75,10 @@ impl<L: Link> Transport for Engine<L> {
         close::close_timed_out::<L>(sock)
     }
 
+    fn reset_connected(sock: &Sock) {
+        L::reset_connected(sock)
+    }
+
     fn stream_enqueue(
         mut sock: HeldSock<'_>,
         mut message: Message<'_, true>,
@@ -120,12 +124,12 @@ impl<L: Link> Transport for Engine<L> {
         connection.readable_messages()
     }
 
-    fn writable_bytes(connection: &Connection) -> u32 {
-        connection.writable_bytes()
-    }
-
     fn reader_waits(connection: &Connection, bytes: u32) {
         connection.reader_waits(bytes);
+    }
+
+    fn writable_bytes(connection: &Connection) -> u32 {
+        connection.writable_bytes()
     }
 
     fn unsent_bytes(connection: &Connection) -> usize {

@@ -48,6 +48,12 @@ pub trait Link: Sized + Send + Sync + 'static {
     /// Drops what is queued for `sock` and has not been sent. Called with the socket lock held.
     fn cancel(sock: &Sock) -> Result;
 
+    /// All peers are gone, or one is: called for each connected socket, as
+    /// [`Transport::reset_connected`](af_vsock::Transport::reset_connected).
+    fn reset_connected(sock: &Sock) {
+        sock.reset_unlocked();
+    }
+
     /// Whether a packet with this many pieces of payload can be sent by zero copy.
     fn takes_pieces(_pieces: usize) -> bool {
         true

@@ -20,6 +20,8 @@ pub struct Packet<L: Link> {
     payload: Option<SkBuff>,
     sender: Option<SockRef>,
     is_reply: bool,
+    /// Bytes of payload that a link has sent, which sends packets in parts.
+    sent: u32,
     next: Option<KBox<Packet<L>>>,
 }
 
@@ -36,6 +38,7 @@ impl<L: Link> Packet<L> {
             payload: None,
             sender,
             is_reply,
+            sent: 0,
             next: None,
         };
         KBox::new(packet, GFP_KERNEL)
@@ -55,6 +58,7 @@ impl<L: Link> Packet<L> {
             payload: Some(payload),
             sender: Some(sender),
             is_reply: false,
+            sent: 0,
             next: None,
         };
         KBox::new(packet, GFP_KERNEL)
@@ -84,6 +88,22 @@ impl<L: Link> Packet<L> {
     /// Puts the payload back.
     pub fn put_payload(&mut self, payload: SkBuff) {
         self.payload = Some(payload);
+    }
+
+    /// Bytes of payload that were sent.
+    pub fn sent(&self) -> u32 {
+        self.sent
+    }
+
+    /// Bytes of payload that were not.
+    pub fn unsent(&self) -> u32 {
+        let len = self.payload.as_ref().map_or(0, SkBuff::len);
+        len.saturating_sub(self.sent)
+    }
+
+    /// The next `len` bytes of payload were sent.
+    pub fn advance(&mut self, len: u32) {
+        self.sent = self.sent.saturating_add(len);
     }
 
     /// The packet has left: its bytes are no longer unsent.

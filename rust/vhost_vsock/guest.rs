@@ -1,0 +1,211 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A guest: its device, and what waits for it.
+
+use crate::{flows::Flows, guest_to_host, host_to_guest, link::Host, registry::REGISTRY};
+use af_vsock::{for_each_connected, Net, OwnedNet, Sock};
+use kernel::{
+    impl_has_work, new_spinlock, new_work,
+    prelude::*,
+    sync::{
+        atomic::{ordering, Atomic, AtomicFlag},
+        Arc, SpinLock,
+    },
+    time::{delay::fsleep, Delta},
+    uaccess::{UserPtr, UserSlice},
+    workqueue::{Work, WorkItem},
+};
+use vhost::{Bell, Device, Driver};
+use vsock_transport::{Engine, Packet};
+
+/// Numbers of the queues, as the guest calls them (section 5.10.2). The event queue is the
+/// monitor's.
+pub(crate) const RX: usize = 0;
+pub(crate) const TX: usize = 1;
+
+/// Feature bit of seqpacket sockets (section 5.10.3).
+const F_SEQPACKET: u32 = 1;
+
+/// `VHOST_VSOCK_SET_GUEST_CID` and `VHOST_VSOCK_SET_RUNNING`.
+const SET_GUEST_CID: u32 = kernel::ioctl::_IOW::<u64>(0xaf, 0x60);
+const SET_RUNNING: u32 = kernel::ioctl::_IOW::<i32>(0xaf, 0x61);
+
+/// How long a guest's packet waits for memory, in microseconds.
+const PAUSE: i64 = 100_000;
+
+/// A guest, as sockets see it.
+#[pin_data]
+pub(crate) struct Guest {
+    bell: Arc<Bell>,
+    /// The namespace of whoever opened the device.
+    net: OwnedNet,
+    /// 0 as long as there is none.
+    cid: Atomic<u32>,
+    has_seqpacket: AtomicFlag,
+    is_running: AtomicFlag,
+    /// The guest's packets wait until replies have been taken.
+    pub(crate) transmit_waits: AtomicFlag,
+    /// Packets for the guest. Innermost lock: taken with a socket lock held, or that of a queue.
+    #[pin]
+    pub(crate) flows: SpinLock<Flows>,
+    #[pin]
+    retry: Work<Self>,
+}
+
+impl_has_work! {
+    impl HasWork<Self> for Guest { self.retry }
+}
+
+impl WorkItem for Guest {
+    type Pointer = Arc<Self>;
+
+    fn run(this: Arc<Self>) {
+        fsleep(Delta::from_micros(PAUSE));
+        this.transmit_waits.store(true, ordering::Release);
+        this.bell.ring();
+    }
+}
+
+impl Guest {
+    fn new(bell: Arc<Bell>) -> Result<Arc<Self>> {
+        Arc::pin_init(
+            try_pin_init!(Self {
+                bell,
+                net: OwnedNet::current(),
+                cid: Atomic::new(0),
+                has_seqpacket: AtomicFlag::new(false),
+                is_running: AtomicFlag::new(false),
+                transmit_waits: AtomicFlag::new(false),
+                flows <- new_spinlock!(Flows::new(), "Guest::flows"),
+                retry <- new_work!("Guest::retry"),
+            }? Error),
+            GFP_KERNEL,
+        )
+    }
+
+    /// The namespace whose sockets it talks to.
+    pub(crate) fn net(&self) -> Net<'_> {
+        self.net.borrow()
+    }
+
+    /// Its CID, if it has one.
+    pub(crate) fn cid(&self) -> Option<u32> {
+        Some(self.cid.load(ordering::Relaxed)).filter(|cid| *cid != 0)
+    }
+
+    pub(crate) fn set_cid(&self, cid: u32) {
+        self.cid.store(cid, ordering::Relaxed);
+    }
+
+    /// Whether both sides know seqpacket sockets.
+    pub(crate) fn has_seqpacket(&self) -> bool {
+        self.has_seqpacket.load(ordering::Relaxed)
+    }
+
+    /// Queues a packet for the guest. `EHOSTUNREACH` if it is not running: waiting for it would be
+    /// in vain, as nobody would be listening there.
+    pub(crate) fn send(&self, packet: KBox<Packet<Host>>) -> Result {
+        if !self.is_running.load(ordering::Acquire) {
+            return Err(host_unreachable());
+        }
+        self.flows.lock().push(packet)?;
+        self.bell.ring();
+        Ok(())
+    }
+
+    /// Drops what waits for the guest from `sock`.
+    pub(crate) fn cancel(&self, sock: &Sock) {
+        let removed = self.flows.lock().remove_from(sock);
+        drop(removed);
+        // Fewer replies wait now; the worker finds out.
+        self.bell.ring();
+    }
+
+    /// Looks at the guest's packets again after a pause: there was no memory for one.
+    pub(crate) fn retry_later(self: &Arc<Self>) {
+        let _ = crate::link::CLOSE_QUEUE.with(|queue| {
+            // Pending already is as good.
+            let _ = queue.enqueue(self.clone());
+        });
+    }
+}
+
+fn host_unreachable() -> Error {
+    Error::from_errno(-113)
+}
+
+/// What an open file of /dev/vhost-vsock stands for.
+pub(crate) struct GuestDevice(Arc<Guest>);
+
+impl GuestDevice {
+    /// The guest behind the device.
+    pub(crate) fn guest(&self) -> &Arc<Guest> {
+        &self.0
+    }
+}
+
+impl Driver for GuestDevice {
+    const FEATURES: u64 = 1 << F_SEQPACKET;
+    const PACKET_WEIGHT: i32 = 256;
+    const BYTE_WEIGHT: i32 = 0x80000;
+
+    fn open(bell: Arc<Bell>) -> Result<Self> {
+        Ok(Self(Guest::new(bell)?))
+    }
+
+    fn set_features(&self, features: u64) {
+        self.0
+            .has_seqpacket
+            .store(features & Self::FEATURES != 0, ordering::Relaxed);
+    }
+
+    fn started(&self) {
+        self.0.is_running.store(true, ordering::Release);
+        self.0.bell.ring();
+    }
+
+    fn stopped(&self) {
+        self.0.is_running.store(false, ordering::Release);
+        // What waited for this boot of the guest must not reach the next one.
+        let left = self.0.flows.lock().take_all();
+        drop(left);
+    }
+
+    fn ioctl(device: &Device<Self>, command: u32, argument: UserPtr) -> Result {
+        match command {
+            SET_GUEST_CID => {
+                let cid: u64 = UserSlice::new(argument, 8).reader().read()?;
+                let registry = REGISTRY.get().ok_or(ENODEV)?;
+                registry.insert(&device.driver().0, cid)
+            }
+            SET_RUNNING => {
+                let start: i32 = UserSlice::new(argument, 4).reader().read()?;
+                if start != 0 {
+                    device.start()
+                } else {
+                    device.stop()
+                }
+            }
+            _ => Err(ENOIOCTLCMD),
+        }
+    }
+
+    fn kicked(device: &Device<Self>, queue: usize) {
+        if queue == TX {
+            guest_to_host::run(device);
+        } else {
+            host_to_guest::run(device);
+        }
+    }
+
+    fn rung(device: &Device<Self>) {
+        host_to_guest::run(device);
+    }
+
+    fn release(&self) {
+        if let Some(registry) = REGISTRY.get() {
+            registry.remove(&self.0);
+        }
+        for_each_connected::<Engine<Host>>();
+    }
+}

@@ -1,0 +1,134 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Guests by their CIDs.
+//!
+//! Looked up for each packet, changed when a guest comes or goes: a bucket is replaced as a whole,
+//! and its readers are waited for, also where a guest only changes its CID.
+
+use crate::guest::Guest;
+use af_vsock::{find_cid, Net, CID_ANY, CID_HOST};
+use kernel::{
+    new_mutex,
+    prelude::*,
+    sync::{Arc, Mutex},
+};
+use rvsock_bindings::RcuSlot;
+
+/// Buckets; CIDs are often handed out in sequence, so their low bits spread them.
+const BUCKETS: u32 = 256;
+
+/// All guests of this machine; there as long as the module is.
+pub(crate) static REGISTRY: RcuSlot<Registry> = RcuSlot::new();
+
+/// Guests and the CIDs they can be found by.
+#[pin_data]
+pub(crate) struct Registry {
+    buckets: KVec<RcuSlot<Bucket>>,
+    /// Taken to change a bucket. Outermost lock of the module.
+    #[pin]
+    change: Mutex<()>,
+}
+
+type Bucket = KVec<Entry>;
+
+#[derive(Clone)]
+struct Entry {
+    cid: u32,
+    guest: Arc<Guest>,
+}
+
+/// The guest with `cid` that sockets in `net` can reach. Does not sleep.
+pub(crate) fn find(cid: u32, net: Net<'_>) -> Option<Arc<Guest>> {
+    REGISTRY.with(|registry| registry.find(cid, net)).flatten()
+}
+
+impl Registry {
+    pub(crate) fn new() -> Result<Arc<Self>> {
+        let mut buckets = KVec::with_capacity(BUCKETS as usize, GFP_KERNEL)?;
+        for _ in 0..BUCKETS {
+            buckets.push(RcuSlot::new(), GFP_KERNEL)?;
+        }
+        Arc::pin_init(
+            try_pin_init!(Self {
+                buckets,
+                change <- new_mutex!((), "Registry::change"),
+            }? Error),
+            GFP_KERNEL,
+        )
+    }
+
+    fn bucket(&self, cid: u32) -> Option<&RcuSlot<Bucket>> {
+        self.buckets.as_slice().get((cid % BUCKETS) as usize)
+    }
+
+    fn find(&self, cid: u32, net: Net<'_>) -> Option<Arc<Guest>> {
+        self.bucket(cid)?.with(|bucket| {
+            let matches = |entry: &&Entry| entry.cid == cid && entry.guest.net().reaches(net);
+            bucket.iter().find(matches).map(|entry| entry.guest.clone())
+        })?
+    }
+
+    /// Makes `guest` known by `cid`, and no longer by the one it had. Sleeps.
+    ///
+    /// `EINVAL` for a CID that no guest may have, `EADDRINUSE` if another guest has it, or this
+    /// machine itself as somebody's guest.
+    pub(crate) fn insert(&self, guest: &Arc<Guest>, cid: u64) -> Result {
+        let cid = u32::try_from(cid).map_err(|_| EINVAL)?;
+        if cid <= CID_HOST || cid == CID_ANY {
+            return Err(EINVAL);
+        }
+        if find_cid(cid) {
+            return Err(address_in_use());
+        }
+        let _change = self.change.lock();
+        match self.find(cid, guest.net()) {
+            Some(other) if Arc::ptr_eq(&other, guest) => return Ok(()),
+            Some(_) => return Err(address_in_use()),
+            None => {}
+        }
+        self.remove_locked(guest)?;
+        let entry = Entry {
+            cid,
+            guest: guest.clone(),
+        };
+        self.replace(cid, |bucket| Ok(bucket.push(entry, GFP_KERNEL)?))?;
+        guest.set_cid(cid);
+        Ok(())
+    }
+
+    /// Nobody finds `guest` any more when this returns. Sleeps.
+    pub(crate) fn remove(&self, guest: &Arc<Guest>) {
+        let _change = self.change.lock();
+        // Without memory for a smaller bucket the entry stays, as that of a guest that does not
+        // run and whose bell is silent.
+        let _ = self.remove_locked(guest);
+    }
+
+    fn remove_locked(&self, guest: &Arc<Guest>) -> Result {
+        let Some(cid) = guest.cid() else {
+            return Ok(());
+        };
+        self.replace(cid, |bucket| {
+            bucket.retain(|entry| !Arc::ptr_eq(&entry.guest, guest));
+            Ok(())
+        })
+    }
+
+    /// Replaces the bucket of `cid` by a copy that `change` was applied to. The lock is held.
+    fn replace(&self, cid: u32, change: impl FnOnce(&mut Bucket) -> Result) -> Result {
+        let slot = self.bucket(cid).ok_or(EINVAL)?;
+        let mut copy = KVec::new();
+        if let Some(bucket) = slot.get() {
+            for entry in bucket.iter() {
+                copy.push(entry.clone(), GFP_KERNEL)?;
+            }
+        }
+        change(&mut copy)?;
+        slot.replace(Arc::new(copy, GFP_KERNEL)?);
+        Ok(())
+    }
+}
+
+fn address_in_use() -> Error {
+    Error::from_errno(-98)
+}
