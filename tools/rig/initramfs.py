@@ -21,7 +21,10 @@ MODULES = ("vmw_vsock_virtio_transport", "vsock_loopback", "vsock_diag", "vsockm
 DIRECTORIES = ("dev", "proc", "sys", "run", "tmp", "root", "var/tmp", "var/log", "etc", "usr/bin", "usr/lib")
 MERGED = {"bin": "usr/bin", "sbin": "usr/bin", "lib": "usr/lib", "lib64": "usr/lib64", "usr/sbin": "bin"}
 ETC = {
-    "etc/passwd": "root:x:0:0:root:/root:/bin/sh\nsshd:x:100:65534::/run/sshd:/usr/sbin/nologin\n",
+    "etc/passwd": (
+        "root:x:0:0:root:/root:/bin/sh\nsshd:x:100:65534::/run/sshd:/usr/sbin/nologin\n"
+        "tcpdump:x:101:65534::/nonexistent:/usr/sbin/nologin\n"
+    ),
     "etc/group": "root:x:0:\nnogroup:x:65534:\n",
     "etc/hosts": "127.0.0.1 localhost\n",
 }
