@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0
 """tools/env: what it says when something is missing, and what an interruption may leave behind."""
 
+import errno
 import http.server
 import importlib.util
 import os
@@ -43,6 +44,7 @@ def root(tmp_path, monkeypatch) -> pathlib.Path:
     for name in ("KERNEL", "RVSOCK_KERNEL", "RVSOCK_MIRROR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("RVSOCK_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
     return tmp_path / "cache"
 
 
@@ -86,15 +88,22 @@ def test_without_root_it_says_how_to_get_it(env, monkeypatch, capsys):
 
 
 def test_a_full_disk_is_named_with_what_is_needed(env, monkeypatch, capsys):
-    monkeypatch.setattr(os, "geteuid", lambda: 0)
     usage = type("usage", (), {"free": 3e9})
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
     message = fails(env, ["setup"], capsys)
     assert "3.0 GB free, 12 GB are needed" in message and "RVSOCK_CACHE" in message
 
 
+def test_a_disk_that_fills_up_later_is_no_traceback(env, monkeypatch, capsys):
+    def full(self) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "apt.log")
+
+    monkeypatch.setattr(env.Cache, "create", full)
+    message = fails(env, ["setup"], capsys)
+    assert "No space left on device" in message and "RVSOCK_CACHE" in message
+
+
 def test_a_silent_mirror_is_named_at_once(env, monkeypatch, capsys):
-    monkeypatch.setattr(os, "geteuid", lambda: 0)
     monkeypatch.setenv("RVSOCK_MIRROR", "http://127.0.0.1:9/debian")
     started = time.monotonic()
     message = fails(env, ["setup"], capsys)
@@ -143,8 +152,7 @@ def test_the_error_of_a_parallel_make_is_shown_not_what_came_after(env):
     assert shown[-2:] == cause and before[-1] in shown
 
 
-def test_an_unknown_kernel_is_answered_with_those_there_are(env, monkeypatch, capsys):
-    monkeypatch.setattr(os, "geteuid", lambda: 0)
+def test_an_unknown_kernel_is_answered_with_those_there_are(env, capsys):
     message = fails(env, ["setup", "--kernel", "debgu"], capsys)
     assert "no kernel 'debgu'" in message and "stock, debug, uml, uml-debug" in message
 

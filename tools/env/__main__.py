@@ -3,6 +3,7 @@
 
 import argparse
 import dataclasses
+import errno
 import os
 import pathlib
 import sys
@@ -14,6 +15,9 @@ import flavour
 import kernel
 from cache import Cache
 from console import CommandError, say
+
+# Happens at any write, and says all there is to say.
+DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 CHECKOUT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -174,11 +178,11 @@ def run(environment: Environment, options: argparse.Namespace) -> int:
 
 def dispatch(options: argparse.Namespace) -> int:
     environment = Environment(Cache())
-    if options.command == "clean":
-        return environment.cache.remove()
     if options.command == "status":
         return environment.show_status()
     require_root()
+    if options.command == "clean":
+        return environment.cache.remove()
     environment.cache.create()
     with environment.cache.in_use():
         return run(environment, options)
@@ -189,10 +193,15 @@ def main(arguments: list[str]) -> int:
     try:
         return dispatch(parse(arguments))
     except CommandError as error:
-        print(f"rvsock: {error}", file=sys.stderr)
-        return 1
+        message = str(error)
+    except OSError as error:
+        if error.errno not in DISK_TROUBLE:
+            raise
+        message = f"{error}; RVSOCK_CACHE can name a directory on another disk"
     except KeyboardInterrupt:
         return 130
+    print(f"rvsock: {message}", file=sys.stderr)
+    return 1
 
 
 if __name__ == "__main__":

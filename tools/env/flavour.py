@@ -153,6 +153,10 @@ class FlavourTree(BuildTree):
             self.cache.require_space(GIGABYTES)
             self.unpack()
             (self.path / UNPACKED).write_text(self.kernel.source_version)
+        if (self.path / READY).exists():
+            # A complete build of something else: how much of it stays, only `make` knows.
+            (self.path / READY).unlink()
+            self.log.unlink(missing_ok=True)
         compiled_by = f"CC={compiler(stock.path / '.config')}"
         self._configure(compiled_by)
         target = pathlib.PurePath(self.flavour.image).name
