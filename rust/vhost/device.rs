@@ -266,7 +266,7 @@ impl<'a> Queue<'a> {
     }
 
     fn start(self) -> Result {
-        // SAFETY (of all blocks): The queue is initialized and locked.
+        // SAFETY: The queue is initialized and locked.
         self.locked(|queue| unsafe {
             if !bindings::vhost_vq_access_ok(queue) {
                 return Err(EFAULT);

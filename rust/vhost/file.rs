@@ -152,16 +152,24 @@ impl<D: Driver> Device<D> {
 
 /// The operations behind a table.
 ///
-/// The SAFETY of all of them: the file is one of ours, whose `private_data` `open` has set to a
-/// [`Device<D>`], which `release` frees when nobody uses the file any more.
+/// # Safety
+///
+/// Of all of them: the file is one of ours, whose `private_data` `open` has set to a [`Device<D>`],
+/// which `release` frees when nobody uses the file any more.
 struct Files<D>(PhantomData<D>);
 
 impl<D: Driver> Files<D> {
+    /// # Safety
+    ///
+    /// See [`Files`].
     unsafe fn device<'a>(file: *mut bindings::file) -> &'a Device<D> {
         // SAFETY: See `Files`.
         unsafe { &*(*file).private_data.cast() }
     }
 
+    /// # Safety
+    ///
+    /// See [`Files`].
     unsafe extern "C" fn open(_inode: *mut bindings::inode, file: *mut bindings::file) -> c_int {
         kernel::error::from_result(|| {
             let device = Device::<D>::new()?;
@@ -174,12 +182,18 @@ impl<D: Driver> Files<D> {
         })
     }
 
+    /// # Safety
+    ///
+    /// See [`Files`].
     unsafe extern "C" fn release(_inode: *mut bindings::inode, file: *mut bindings::file) -> c_int {
         // SAFETY: See `Files`; this is the end of the file.
         drop(unsafe { KVBox::<Device<D>>::from_raw((*file).private_data.cast()) });
         0
     }
 
+    /// # Safety
+    ///
+    /// See [`Files`].
     unsafe extern "C" fn ioctl(
         file: *mut bindings::file,
         command: c_uint,
@@ -187,12 +201,15 @@ impl<D: Driver> Files<D> {
     ) -> c_long {
         // SAFETY: See `Files`.
         let device = unsafe { Self::device(file) };
-        match device.ioctl(command, UserPtr::from_addr(argument as usize)) {
+        match device.ioctl(command, UserPtr::from_addr(argument)) {
             Ok(result) => result,
             Err(error) => error.to_errno() as c_long,
         }
     }
 
+    /// # Safety
+    ///
+    /// See [`Files`].
     unsafe extern "C" fn read_iter(
         kiocb: *mut bindings::kiocb,
         to: *mut bindings::iov_iter,
@@ -205,6 +222,9 @@ impl<D: Driver> Files<D> {
         }
     }
 
+    /// # Safety
+    ///
+    /// See [`Files`].
     unsafe extern "C" fn write_iter(
         kiocb: *mut bindings::kiocb,
         from: *mut bindings::iov_iter,
@@ -213,6 +233,9 @@ impl<D: Driver> Files<D> {
         unsafe { bindings::vhost_chr_write_iter(Self::device((*kiocb).ki_filp).as_raw(), from) }
     }
 
+    /// # Safety
+    ///
+    /// See [`Files`].
     unsafe extern "C" fn poll(
         file: *mut bindings::file,
         table: *mut bindings::poll_table_struct,

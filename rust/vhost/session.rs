@@ -66,7 +66,7 @@ impl<'a> Session<'a> {
     }
 
     /// The next buffer of the guest, if there is one. An error if what is there makes no sense.
-    pub fn next(&mut self) -> Result<Option<Buffer<'_, 'a>>> {
+    pub fn next_buffer(&mut self) -> Result<Option<Buffer<'_, 'a>>> {
         let (mut out, mut input, mut logged, mut count) = (0, 0, 0, 0);
         // SAFETY: By the type invariants the queue is locked and notifications are off.
         let head = unsafe {
@@ -225,7 +225,8 @@ impl Buffer<'_, '_> {
                 self.out as usize,
                 len,
             );
-            f(IovIterSource::from_raw(iter.as_mut_ptr()))
+            // The wrapper is transparent; its `from_raw()` would panic where C warns.
+            f(&mut *iter.as_mut_ptr().cast::<IovIterSource<'_>>())
         }
     }
 
@@ -243,7 +244,8 @@ impl Buffer<'_, '_> {
                 self.input as usize,
                 len,
             );
-            f(IovIterDest::from_raw(iter.as_mut_ptr()))
+            // As above.
+            f(&mut *iter.as_mut_ptr().cast::<IovIterDest<'_>>())
         }
     }
 

@@ -30,6 +30,9 @@ const F_SEQPACKET: u32 = 1;
 const SET_GUEST_CID: u32 = kernel::ioctl::_IOW::<u64>(0xaf, 0x60);
 const SET_RUNNING: u32 = kernel::ioctl::_IOW::<i32>(0xaf, 0x61);
 
+/// `errno` of a host that does not answer; the kernel crate has no name for it.
+const EHOSTUNREACH: i32 = 113;
+
 /// How long a guest's packet waits for memory, in microseconds.
 const PAUSE: i64 = 100_000;
 
@@ -131,7 +134,7 @@ impl Guest {
 }
 
 fn host_unreachable() -> Error {
-    Error::from_errno(-113)
+    Error::from_errno(-EHOSTUNREACH)
 }
 
 /// What an open file of /dev/vhost-vsock stands for.

@@ -40,7 +40,7 @@ fn receive_all(guest: &Arc<Guest>, session: &mut Session<'_>) {
         if must_wait(guest, session.size()) {
             return;
         }
-        let Ok(buffer) = session.next() else {
+        let Ok(buffer) = session.next_buffer() else {
             return session.report_error();
         };
         let Some(buffer) = buffer else {

@@ -45,7 +45,7 @@ fn send_all(guest: &Guest, session: &mut Session<'_>) {
         let Some(packet) = guest.flows.lock().pop() else {
             return;
         };
-        let Ok(buffer) = session.next() else {
+        let Ok(buffer) = session.next_buffer() else {
             return guest.flows.lock().put_back(packet);
         };
         let Some(buffer) = buffer else {

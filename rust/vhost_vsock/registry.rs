@@ -14,6 +14,9 @@ use kernel::{
 };
 use rvsock_bindings::RcuSlot;
 
+/// `errno` of an address that somebody else has; the kernel crate has no name for it.
+const EADDRINUSE: i32 = 98;
+
 /// Buckets; CIDs are often handed out in sequence, so their low bits spread them.
 const BUCKETS: u32 = 256;
 
@@ -46,7 +49,9 @@ impl Registry {
     pub(crate) fn new() -> Result<Arc<Self>> {
         let mut buckets = KVec::with_capacity(BUCKETS as usize, GFP_KERNEL)?;
         for _ in 0..BUCKETS {
-            buckets.push(RcuSlot::new(), GFP_KERNEL)?;
+            buckets
+                .push_within_capacity(RcuSlot::new())
+                .map_err(|_| ENOMEM)?;
         }
         Arc::pin_init(
             try_pin_init!(Self {
@@ -91,7 +96,7 @@ impl Registry {
             cid,
             guest: guest.clone(),
         };
-        self.replace(cid, |bucket| Ok(bucket.push(entry, GFP_KERNEL)?))?;
+        self.replace(cid, guest, Some(entry))?;
         guest.set_cid(cid);
         Ok(())
     }
@@ -105,30 +110,29 @@ impl Registry {
     }
 
     fn remove_locked(&self, guest: &Arc<Guest>) -> Result {
-        let Some(cid) = guest.cid() else {
-            return Ok(());
-        };
-        self.replace(cid, |bucket| {
-            bucket.retain(|entry| !Arc::ptr_eq(&entry.guest, guest));
-            Ok(())
-        })
+        match guest.cid() {
+            Some(cid) => self.replace(cid, guest, None),
+            None => Ok(()),
+        }
     }
 
-    /// Replaces the bucket of `cid` by a copy that `change` was applied to. The lock is held.
-    fn replace(&self, cid: u32, change: impl FnOnce(&mut Bucket) -> Result) -> Result {
+    /// Replaces the bucket of `cid` by one without `guest`, and with `entry`. The lock is held.
+    fn replace(&self, cid: u32, guest: &Arc<Guest>, entry: Option<Entry>) -> Result {
         let slot = self.bucket(cid).ok_or(EINVAL)?;
-        let mut copy = KVec::new();
-        if let Some(bucket) = slot.get() {
-            for entry in bucket.iter() {
-                copy.push(entry.clone(), GFP_KERNEL)?;
-            }
+        let old = slot.get();
+        let entries = old.as_ref().map_or(&[][..], |bucket| bucket.as_slice());
+        let others = entries
+            .iter()
+            .filter(|entry| !Arc::ptr_eq(&entry.guest, guest));
+        let mut bucket = KVec::with_capacity(entries.len().saturating_add(1), GFP_KERNEL)?;
+        for entry in Iterator::chain(others.cloned(), entry) {
+            bucket.push_within_capacity(entry).map_err(|_| ENOMEM)?;
         }
-        change(&mut copy)?;
-        slot.replace(Arc::new(copy, GFP_KERNEL)?);
+        slot.replace(Arc::new(bucket, GFP_KERNEL)?);
         Ok(())
     }
 }
 
 fn address_in_use() -> Error {
-    Error::from_errno(-98)
+    Error::from_errno(-EADDRINUSE)
 }
