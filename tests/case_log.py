@@ -7,6 +7,8 @@ import re
 from collections.abc import Sequence
 
 import rig
+from peers import kernel_tools
+from rig import runs
 
 CASE = re.compile(r"^(\d+) - ", re.MULTILINE)
 
@@ -94,17 +96,18 @@ class End:
         return self.machine.start(["sh", "-c", 'exec "$@" 2>&1', "sh", *arguments])
 
 
-def run(program: pathlib.Path, server: End, client: End, skip: Sequence[int] = ()) -> Outcome:
-    """Runs both sides to their end, without the cases in `skip`."""
-    listening = server.start(program, "server", skip)
+def run(program: str, server: End, client: End, skip: Sequence[int] = ()) -> Outcome:
+    """Runs both sides of a program to their end, without the cases in `skip`."""
+    path = kernel_tools.build(patient=runs.patience() > 1)[program]
+    listening = server.start(path, "server", skip)
     try:
-        listening.wait_for("Control socket listening", timeout=60)
-        connecting = client.start(program, "client", skip)
+        listening.wait_for("Control socket listening", timeout=60 * runs.patience())
+        connecting = client.start(path, "client", skip)
         try:
-            status = connecting.wait(TIMEOUT, check=False).status
+            status = connecting.wait(TIMEOUT * runs.patience(), check=False).status
         finally:
             connecting.kill()
-        statuses = (listening.wait(60, check=False).status, status)
+        statuses = (listening.wait(60 * runs.patience(), check=False).status, status)
     finally:
         listening.kill()
     output = f"--- server\n{listening.stdout[-3000:]}\n--- client\n{connecting.stdout[-3000:]}"

@@ -3,7 +3,6 @@
 
 import case_log
 import pytest
-from peers import kernel_tools
 
 pytestmark = pytest.mark.loopback
 
@@ -38,7 +37,7 @@ def outcomes(loopback):
             server = case_log.End(loopback, CID_LOCAL, CONTROL_PORT)
             client = case_log.End(loopback, CID_LOCAL, CONTROL_PORT, "127.0.0.1")
             skip = [number for name, number in IMPOSSIBLE if name == program]
-            known[program] = case_log.run(kernel_tools.build()[program], server, client, skip)
+            known[program] = case_log.run(program, server, client, skip)
         return known[program]
 
     return outcome

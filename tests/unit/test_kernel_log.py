@@ -45,10 +45,13 @@ MORE = [
     "invalid opcode: 0000 [#1] SMP",
     "sysctl: ODEBUG: assert_init not available",
     "Object already free",
+    "BUG: MAX_LOCKDEP_ENTRIES too low!",
 ]
 
 HEALTHY = """\
 [    0.000000] Linux version 7.2.12+deb13-amd64 (debian-kernel@lists.debian.org)
+[    0.000000] ... MAX_LOCKDEP_SUBCLASSES:  8
+[    0.001000] kmemleak: Kernel memory leak detector initialized (mem pool available: 15705)
 [    0.683646] NMI watchdog: Perf NMI watchdog permanently disabled
 [    1.128598] mtrr: your CPUs had inconsistent fixed MTRR settings
 [    2.000000] rcu: Hierarchical RCU implementation.

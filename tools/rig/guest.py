@@ -112,7 +112,8 @@ class Guest(Machine):
         self.channel.fail(self.host.channel.error or error)
 
     def wait_ready(self) -> None:
-        self.channel.wait_ready(BOOT_TIMEOUT_EMULATED if self._emulated else BOOT_TIMEOUT)
+        timeout = BOOT_TIMEOUT_EMULATED if self._emulated else BOOT_TIMEOUT
+        self.channel.wait_ready(timeout * runs.patience())
 
     @property
     def monitor(self) -> Monitor:

@@ -119,7 +119,7 @@ class Host(Machine):
         self.channel.fail(error)
 
     def wait_ready(self) -> None:
-        self.channel.wait_ready(BOOT_TIMEOUT)
+        self.channel.wait_ready(BOOT_TIMEOUT * runs.patience())
         if not self.run(["test", "-e", "/dev/kvm"], check=False).status == 0:
             return
         if "svm" in self.run(["sh", "-c", "cat /proc/cpuinfo"]).stdout.split():
@@ -131,6 +131,17 @@ class Host(Machine):
                 f"the host VM has no nested paging (CPU model {self.cpu!r}): guests would hang; "
                 "use a model with NPT, such as max"
             )
+
+    def cpu_time(self) -> float:
+        """Seconds of the machine's CPUs that the VM has used."""
+        ticks = 0
+        for path in pathlib.Path("/proc").glob("[0-9]*/stat"):
+            with contextlib.suppress(OSError):
+                # Fields after the name, see proc_pid_stat(5): the session is the 6th, utime and stime the 14th and 15th.
+                fields = path.read_text().rpartition(")")[2].split()
+                if int(fields[3]) == self._process.pid:
+                    ticks += int(fields[11]) + int(fields[12])
+        return ticks / os.sysconf("SC_CLK_TCK")
 
     @property
     def guests(self) -> list[Guest]:
@@ -150,6 +161,7 @@ class Host(Machine):
         try:
             guest.wait_ready()
             yield guest
+            guest.check_leaks()
             guest.check_kernel_log()
         finally:
             self._guests.remove(guest)
@@ -170,6 +182,7 @@ def host(*, memory: int = 3072, cpus: int = 2, cpu: str = "max") -> Iterator[Hos
     try:
         machine.wait_ready()
         yield machine
+        machine.check_leaks()
         machine.check_kernel_log()
     finally:
         machine.close()

@@ -15,7 +15,7 @@ REPORTS = {
     "lockdep": (
         r"possible recursive locking|possible circular locking|possible irq lock inversion|inconsistent lock "
         r"state|suspicious RCU usage|lock held when returning|bad unlock balance|held lock freed|"
-        r"inconsistent \{|SOFTIRQ-(safe|unsafe)|HARDIRQ-(safe|unsafe)|MAX_LOCK|turning off the locking"
+        r"inconsistent \{|SOFTIRQ-(safe|unsafe)|HARDIRQ-(safe|unsafe)|turning off the locking"
     ),
     "sleep in atomic": r"sleeping function called from invalid context|scheduling while atomic",
     "hung task": r"INFO: task .* blocked for more than|blocked in I/O wait for more than",

@@ -6,7 +6,7 @@ import pathlib
 import shlex
 from collections.abc import Mapping, Sequence
 
-from . import kernel_log, transports
+from . import kernel_log, runs, transports
 from .channel import PATIENCE, Channel, Command, Result
 from .console import Console
 from .errors import MachineHung
@@ -14,6 +14,8 @@ from .errors import MachineHung
 # Commands in an emulated machine on a busy one: the longest quiet time seen for those that do not
 # say themselves how long they take is 5 s.
 COMMAND_TIMEOUT = 60.0
+
+KMEMLEAK = "/sys/kernel/debug/kmemleak"
 
 
 class Machine:
@@ -115,3 +117,14 @@ class Machine:
         self._checked = self.console.size
         self._used = False
         kernel_log.check(self.name, log)
+
+    def check_leaks(self) -> None:
+        """Raises KernelReport if the kernel, where it can tell, finds memory that nothing points to."""
+        if not runs.configured("CONFIG_DEBUG_KMEMLEAK"):
+            return
+        # Objects younger than 5 s are not reported (MSECS_MIN_AGE in mm/kmemleak.c); what one scan
+        # takes for a leak because it was moved meanwhile, the next one finds.
+        script = f"for scan in 1 2; do sleep 6; echo scan >{KMEMLEAK}; done; cat {KMEMLEAK}; echo clear >{KMEMLEAK}"
+        found = self.shell(script, timeout=COMMAND_TIMEOUT * runs.patience()).stdout
+        if found.strip():
+            raise kernel_log.KernelReport(f"the kernel of {self.name} leaks memory:\n{found}")

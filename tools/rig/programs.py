@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Builds what runs inside the machines: the agent."""
+"""Builds programs of the workspace that run inside the machines."""
 
 import os
 import pathlib
@@ -9,15 +9,20 @@ from . import runs
 from .errors import RigError
 
 
-def agent() -> pathlib.Path:
-    """The agent, statically linked: the guest has no libraries of its own."""
-    target = runs.cache() / "target" / "agent"
-    command = ["cargo", "build", "--quiet", "--release", "--package", "rvsock-agent"]
+def build(package: str) -> pathlib.Path:
+    """The program of a package, statically linked: the guest has no libraries of its own."""
+    target = runs.cache() / "target" / "static"
+    command = ["cargo", "build", "--quiet", "--release", "--package", package]
     environment = os.environ | {
         "CARGO_TARGET_DIR": str(target),
         "RUSTFLAGS": "-C target-feature=+crt-static -C strip=symbols",
     }
     result = subprocess.run(command, cwd=runs.CHECKOUT, env=environment, capture_output=True, text=True)
     if result.returncode:
-        raise RigError(f"the agent does not build:\n{result.stderr.rstrip()}")
-    return target / "release" / "rvsock-agent"
+        raise RigError(f"{package} does not build:\n{result.stderr.rstrip()}")
+    return target / "release" / package
+
+
+def agent() -> pathlib.Path:
+    """What carries out the rig's commands in a machine."""
+    return build("rvsock-agent")

@@ -36,6 +36,17 @@ def image() -> pathlib.Path:
     return pathlib.Path(setting("RVSOCK_IMAGE"))
 
 
+def configured(option: str) -> bool:
+    """Whether the kernel under test has an option, built in."""
+    configuration = (pathlib.Path(setting("KDIR")) / ".config").read_text()
+    return f"\n{option}=y\n" in configuration
+
+
+def patience() -> int:
+    """How much slower than the stock kernel things may be: checks of locks and memory cost 4-5 times."""
+    return 5 if configured("CONFIG_PROVE_LOCKING") or configured("CONFIG_DEBUG_KMEMLEAK") else 1
+
+
 class Run:
     """A directory for the logs of one host VM and its guests, locked while in use."""
 

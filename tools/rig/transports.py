@@ -4,6 +4,7 @@
 import dataclasses
 import pathlib
 import subprocess
+import tempfile
 import typing
 
 from . import runs
@@ -73,8 +74,12 @@ def insert(machine: "Machine", path: pathlib.Path) -> None:
     """Loads a module of ours, and before it what it needs of the kernel."""
     for name in dependencies(path):
         machine.run(["modprobe", name])
-    # Copied, because the host's view of the cache may be older than the file.
-    machine.put(path, f"/run/modules/{path.name}")
+    with tempfile.TemporaryDirectory() as directory:
+        # Debug information is nine tenths of a module: under emulation it takes seconds to copy.
+        stripped = pathlib.Path(directory) / path.name
+        subprocess.run(["objcopy", "--strip-debug", path, stripped], check=True)
+        # Copied, because the host's view of the cache may be older than the file.
+        machine.put(stripped, f"/run/modules/{path.name}")
     machine.run(["insmod", f"/run/modules/{path.name}"])
 
 
