@@ -28,7 +28,10 @@ modules:
 	@$(env) enter -- make --no-print-directory -j$(shell nproc) modules
 endif
 
-.PHONY: shell
+.PHONY: demo shell
+demo: modules ## boot a host and a guest, move data between them, show what happens
+	@$(env) enter -- python3 tools/demo
+
 shell: modules ## a shell in the host VM with a guest running: the development loop
 	@$(env) enter -- python3 tools/rig shell
 
