@@ -10,7 +10,7 @@ import rig
 pytestmark = pytest.mark.vsock_test
 
 # Implementations of guest and host that are put together.
-PAIRS = [("c", "c"), ("rust", "c")]
+PAIRS = [("c", "c"), ("rust", "c"), ("c", "rust"), ("rust", "rust")]
 ROLES = ["guest-server", "host-server"]
 
 # Cases of each program in the kernel's tools/testing/vsock as of 7.2.
