@@ -6,6 +6,7 @@ import http.server
 import importlib.util
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 import threading
@@ -400,15 +401,28 @@ def test_progress_counts_what_an_interrupted_build_did(env, tmp_path):
 
 
 def test_what_it_started_ends_with_it_however_it_ends(env):
-    """Nobody is left in the tree when the next run begins, not even after kill -9."""
+    """Nobody is left in the tree when the next run begins, not even after kill -9.
+
+    The command drops its death signal, as apt does when it changes its user.
+    """
     marker = f"600.{time.monotonic_ns()}"
-    command = env.enter.contained(["sh", "-c", f"sleep {marker} & sleep {marker}"])
+    sleeper = ["setpriv", "--pdeathsig", "clear", "sh", "-c", f"sleep {marker} & sleep {marker}"]
+    command = env.enter.contained(sleeper)
     script = f"import subprocess; subprocess.run({command!r})"
     parent = subprocess.Popen([sys.executable, "-c", script])
     wait_for(lambda: processes(marker))
     parent.kill()
     parent.wait()
     wait_for(lambda: not processes(marker))
+
+
+def test_ctrl_c_reaches_the_command_and_its_status_comes_back(env):
+    script = "trap 'sleep 0.2; exit 42' INT; echo up; while :; do sleep 0.1; done"
+    command = env.enter.contained(["sh", "-c", script])
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True)
+    assert process.stdout.readline() == b"up\n"
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(timeout=30) == 42
 
 
 def processes(marker: str) -> list[str]:

@@ -7,6 +7,7 @@ nothing keeps running, and removing the cache can never reach the machine's /dev
 
 import os
 import pathlib
+import signal
 import subprocess
 
 # $1: tree, $2: directories that keep their path inside (with colons), $3: directory to start in,
@@ -63,10 +64,12 @@ def contained(command: list[str]) -> list[str]:
     """The command that runs `command` with mounts and processes of its own.
 
     They go when it ends, and when its caller does: also by kill -9 (hence the death signal).
+    The shell stays as their first process, because a command may lose the signal: apt does.
     """
     return [
         *("setpriv", "--pdeathsig", "KILL"),
         *("unshare", "--mount", "--propagation", "private", "--pid", "--fork", "--kill-child"),
+        *("sh", "-c", 'trap : INT; "$@"; exit $?', "sh"),
         *command,
     ]
 
@@ -88,4 +91,7 @@ def run(
     """Runs `command` on the terminal of the caller; its exit status."""
     (cache_root / "home").mkdir(exist_ok=True)
     line = command_line(tree, [checkout, cache_root], checkout, command)
-    return subprocess.run(line, env=environment(cache_root)).returncode
+    process = subprocess.Popen(line, env=environment(cache_root))
+    # Ctrl-C reaches the command too: it ends in its own time, and cleans up.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    return process.wait()
