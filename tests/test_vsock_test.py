@@ -6,6 +6,7 @@ import typing
 import case_log
 import pytest
 import rig
+from rig import transports
 
 pytestmark = pytest.mark.vsock_test
 
@@ -95,3 +96,11 @@ def test_every_case_was_run(outcomes, program, role):
     outcome = outcomes(program, role)
     assert outcome.statuses == (0, 0), outcome.output
     assert len(outcome.server) == len(outcome.client) == CASES[program]
+
+
+def test_these_modules_were_used(request, pair):
+    """Guards the suite itself: exchanging modules must not leave the others in place."""
+    wanted = request.node.callspec.params["pair"]
+    for machine, role, implementation in zip(pair, ("guest", "host"), wanted, strict=True):
+        modules = getattr(transports.ROLES[role], implementation)
+        assert transports.loaded(machine, role) == [modules[-1]]

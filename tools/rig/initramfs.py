@@ -18,8 +18,17 @@ from .errors import RigError
 # What virtio-vsock, its tools and the rig need; dependencies are added.
 MODULES = ("vmw_vsock_virtio_transport", "vsock_loopback", "vsock_diag", "vsockmon", "virtio_net")
 
+# Archives in the cache.
+KEPT = 12
+
 DIRECTORIES = ("dev", "proc", "sys", "run", "tmp", "root", "var/tmp", "var/log", "etc", "usr/bin", "usr/lib")
-MERGED = {"bin": "usr/bin", "sbin": "usr/bin", "lib": "usr/lib", "lib64": "usr/lib64", "usr/sbin": "bin"}
+ALIASES = {
+    "bin": "usr/bin",
+    "sbin": "usr/bin",
+    "usr/sbin": "usr/bin",
+    "lib": "usr/lib",
+    "lib64": "usr/lib64",
+}
 ETC = {
     "etc/passwd": (
         "root:x:0:0:root:/root:/bin/sh\nsshd:x:100:65534::/run/sshd:/usr/sbin/nologin\n"
@@ -62,7 +71,7 @@ class Archive:
         name = merged(path)
         if path.is_symlink():
             self.link(name, os.readlink(path))
-            self.add(path.parent.resolve() / os.readlink(path))
+            self.add(pathlib.Path(os.path.normpath(path.parent / os.readlink(path))))
         elif path.is_dir():
             self.directory(name)
             for child in sorted(path.iterdir()):
@@ -83,10 +92,15 @@ class Archive:
 def merged(path: pathlib.Path) -> str:
     """The path inside the archive, where /bin and its like are links."""
     name = str(path).lstrip("/")
-    for alias, target in sorted(MERGED.items(), key=lambda item: -len(item[0])):
+    for alias, target in ALIASES.items():
         if name.startswith(alias + "/"):
-            name = target + name[len(alias) :]
-    return name.replace("bin/", "usr/bin/", 1) if name.startswith("bin/") else name
+            return target + name[len(alias) :]
+    return name
+
+
+def add_aliases(archive: Archive) -> None:
+    for alias, target in ALIASES.items():
+        archive.link(alias, os.path.relpath(target, os.path.dirname(alias) or "."))
 
 
 def libraries(path: pathlib.Path) -> list[pathlib.Path]:
@@ -148,8 +162,7 @@ def fill(agent: pathlib.Path, programs: list[pathlib.Path], modules: list[pathli
     archive = Archive()
     for name in DIRECTORIES:
         archive.directory(name)
-    for name, target in MERGED.items():
-        archive.link(name, target)
+    add_aliases(archive)
     for name, text in ETC.items():
         archive.file(name, text.encode())
     archive.file("init", (runs.RIG / "guest-init").read_bytes(), 0o755)
@@ -165,7 +178,7 @@ def fill(agent: pathlib.Path, programs: list[pathlib.Path], modules: list[pathli
 
 
 def fingerprint(paths: Iterable[pathlib.Path]) -> str:
-    """A hash over names, sizes and times: cheaper than content, and never wrong for too long."""
+    """A hash over names, sizes and times of change: reading a Python library takes longer than it saves."""
     digest = hashlib.sha256(runs.release().encode())
     for path in paths:
         for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
@@ -186,4 +199,11 @@ def build(agent: pathlib.Path, programs: Iterable[str], modules: Iterable[str]) 
         with open(partial, "wb") as output:
             output.writelines(fill(agent, found, files).encode())
         partial.rename(target)
+        prune(target.parent)
     return target
+
+
+def prune(directory: pathlib.Path) -> None:
+    """Removes the archives that were made longest ago."""
+    for path in sorted(directory.glob("*.cpio"), key=lambda path: path.stat().st_mtime)[:-KEPT]:
+        path.unlink(missing_ok=True)

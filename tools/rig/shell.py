@@ -176,8 +176,7 @@ class Session:
 
     def _modules(self, _: str) -> int:
         for machine, role in ((self.guest, "guest"), (self.host, "host"), (self.host, "loopback")):
-            members = set(transports.ROLES[role].all) - set(transports.SHARED)
-            names = [name for name in machine.loaded_modules() if name in members]
+            names = transports.loaded(machine, role)
             self.terminal.say(f"{machine.name}: {role} transport: {', '.join(names) or 'none'}")
         return 0
 

@@ -25,6 +25,11 @@ class Role:
     def all(self) -> tuple[str, ...]:
         return self.c + self.rust
 
+    @property
+    def own(self) -> set[str]:
+        """Modules that no other role has."""
+        return set(self.all) - set(SHARED)
+
 
 ROLES = {
     "loopback": Role(("vsock_loopback",), ("vsock_trace_rs", "vsock_loopback_rs")),
@@ -51,13 +56,17 @@ def dependencies(path: pathlib.Path) -> list[str]:
     return [name for name in output.stdout.strip().split(",") if name and not name.endswith("_rs")]
 
 
+def loaded(machine: "Machine", role: str) -> list[str]:
+    """Modules of a role that are loaded, without those that other roles share."""
+    return [name for name in machine.loaded_modules() if name in ROLES[role].own]
+
+
 def load(machine: "Machine", role: str, implementation: str) -> None:
     """Makes an implementation the only one of a role; does nothing if it is."""
     modules = getattr(ROLES[role], implementation)
     paths = {name: built(name) for name in modules} if implementation == "rust" else {}
     present = machine.loaded_modules()
-    others = set(ROLES[role].all) - set(modules) - set(SHARED)
-    if set(modules) <= set(present) and not others & set(present):
+    if set(modules) <= set(present) and not (ROLES[role].own - set(modules)) & set(present):
         return
     unload(machine, role)
     present = machine.loaded_modules()
