@@ -39,6 +39,11 @@ shell: modules ## a shell in the host VM with a guest running: the development l
 test: modules ## everything that proves the project; T= is a pytest -k expression
 	@$(env) enter -- python3 -m pytest tests $(if $(T),-k '$(T)')
 
+.PHONY: bench
+bench: modules ## speed beside C: PAIRS=, CELLS=, ROUNDS=, LANE=, QUICK=1; OUT= is for the results
+	@python3 tools/bench $(if $(OUT),--out '$(OUT)') $(if $(PAIRS),--pairs '$(PAIRS)') $(if $(CELLS),--cells '$(CELLS)') \
+		$(if $(ROUNDS),--rounds '$(ROUNDS)') $(if $(LANE),--lane '$(LANE)') $(if $(QUICK),--quick)
+
 .PHONY: check rustfmt rust-analyzer
 check: ## what can be proven in seconds: lints, cargo tests, no panic paths, licences
 	@$(env) enter -- python3 tools/check

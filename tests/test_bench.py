@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: GPL-2.0
+"""The benchmark, in short: the whole way from two machines to three files. What it measures is not looked at."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = pytest.mark.bench_smoke
+
+BENCH = pathlib.Path(__file__).resolve().parents[1] / "tools/bench"
+# One of each kind.
+CELLS = "g2h 64KiB x1,h2g 4KiB x8,g2h request-response,h2g connections,h2g memory of a receiver full of 64KiB,g2h 4KiB counts"
+COUNTS = {"packets", "credit packets", "used-index updates", "kicks", "interrupts", "exits", "cpu ms"}
+# 40 s on a quiet machine.
+TIMEOUT = 600
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory) -> pathlib.Path:
+    directory = tmp_path_factory.mktemp("bench")
+    command = [sys.executable, BENCH, "--quick", "--pairs", "rust-c", "--cells", CELLS, "--out", directory]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT)
+    assert result.returncode == 0, result.stderr
+    return directory
+
+
+@pytest.fixture(scope="module")
+def content(output) -> dict:
+    return json.loads((output / "bench.json").read_text())
+
+
+def test_it_comes_to_its_end(content):
+    assert content["complete"], content["incomplete_because"]
+
+
+def test_every_case_has_a_plausible_row(content):
+    rows = {row["case"]: row for row in content["rows"]}
+    assert len(rows) == 6
+    for row in rows.values():
+        assert row["pair"] == "rust-guest c-host"
+        assert row["median"] > 0 and row["baseline"] > 0, row
+        assert row["low"] <= row["ratio"] <= row["high"]
+    assert rows["h2g memory of a receiver full of 64KiB writes"]["baseline"] > 200
+
+
+def test_every_count_was_taken(content):
+    counts = {count["unit"].removesuffix("/MiB"): count for count in content["counts"]}
+    assert set(counts) == COUNTS
+    # On the way to the host, messages of 4 KiB are packets of their own.
+    assert counts["packets"]["value"] >= 256 and counts["packets"]["baseline"] >= 256
+    assert all(counts[name]["value"] > 0 for name in COUNTS), counts
+
+
+def test_table_and_drawing_are_written(output):
+    assert "## rust-guest c-host" in (output / "bench.md").read_text()
+    assert (output / "bench.svg").read_text().startswith("<svg")

@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: GPL-2.0
+"""A whole run of the benchmark: all pairs, all cells, then counts."""
+
+import dataclasses
+import itertools
+import os
+import pathlib
+from collections import defaultdict
+
+from . import cells, counts, lanes, load, results, table
+from .blocks import Comparison, Plan
+from .lanes import Lane, Pair
+from .progress import Progress
+
+
+@dataclasses.dataclass(frozen=True)
+class Wanted:
+    """What the user asked for."""
+
+    lane: lanes.Kind
+    pairs: list[Pair]
+    patterns: list[str]
+    plan: Plan
+    output: pathlib.Path
+
+
+class Session:
+    """Measures in a running lane, and keeps the files up to date."""
+
+    def __init__(self, wanted: Wanted, lane: Lane):
+        self.wanted, self.lane = wanted, lane
+        self.baseline = lanes.baseline(lane.roles)
+        self.results = results.Results(
+            wanted.lane.name, self.baseline.name, os.environ["RVSOCK_RELEASE"], lanes.CPU, wanted.plan.rounds
+        )
+        chosen = cells.choose(cells.timed(lane.directions) + cells.held(lane.directions), wanted.patterns)
+        self.comparisons = [
+            Comparison(lane, self.baseline, pair, chosen, wanted.plan) for pair in wanted.pairs
+        ]
+        self.counted = [
+            (direction, size)
+            for direction in lane.directions
+            for size in counts.TRANSFERS
+            if is_counted(direction, size, wanted.patterns)
+        ]
+        self._counts_left = len(wanted.pairs) * wanted.plan.count_rounds * 2 * len(self.counted)
+        self.progress = Progress(self._left())
+
+    def _left(self) -> int:
+        return sum(comparison.visits_left() for comparison in self.comparisons) + self._counts_left
+
+    def run(self) -> None:
+        try:
+            for comparison in self.comparisons:
+                self._compare(comparison)
+            for comparison in self.comparisons:
+                self._count(comparison)
+            self.results.incomplete = None
+        except KeyboardInterrupt:
+            self.results.incomplete = "interrupted"
+            raise
+        except BaseException as error:
+            self.results.incomplete = str(error).partition("\n")[0] or type(error).__name__
+            raise
+        finally:
+            self.results.write(self.wanted.output)
+
+    def _compare(self, comparison: Comparison) -> None:
+        if not comparison.cells:
+            return
+        name = comparison.variant.name
+        self.progress.say(f"{name}: warming up")
+        before = self._left()
+
+        def report() -> None:
+            nonlocal before
+            left = self._left()
+            self.results.note_load()
+            self.results.rows[name] = [
+                results.row(comparison.variant, series) for series in comparison.series.values() if series.blocks
+            ]
+            self.results.write(self.wanted.output)
+            self.progress.advance(before - left, left, name)
+            before = left
+
+        comparison.run(report)
+
+    def _count(self, comparison: Comparison) -> None:
+        """Counts in the order ABBA, too."""
+        found: dict[Pair | str, dict] = {"baseline": defaultdict(list), "variant": defaultdict(list)}
+        if not self.counted:
+            return
+        name = comparison.variant.name
+        order = itertools.cycle(("baseline", "variant", "variant", "baseline"))
+        for _, which in zip(range(2 * self.wanted.plan.count_rounds), order):
+            comparison.exchange(getattr(comparison, which))
+            with lanes.servers(self.lane):
+                for direction, size in self.counted:
+                    for count, value in counts.measure(
+                        self.lane, direction, size, self.wanted.plan.count_share
+                    ).items():
+                        found[which][direction, size, count].append(value)
+            self._counts_left -= len(self.counted)
+            self.progress.advance(len(self.counted), self._left(), f"{name}: counts")
+        self.results.counts[name] = [
+            results.count(
+                f"{direction} {cells.size_name(size)}", comparison.variant, count, found["baseline"][key], values
+            )
+            for key, values in found["variant"].items()
+            for direction, size, count in [key]
+        ]
+        self.results.write(self.wanted.output)
+
+
+def is_counted(direction: str, size: int, patterns: list[str]) -> bool:
+    name = f"{direction} {cells.size_name(size)} counts"
+    return not patterns or any(cells.matches(name, pattern) for pattern in patterns)
+
+
+def run(wanted: Wanted) -> results.Results:
+    """Starts the machines and measures all that is wanted; what was measured is in the files whatever happens."""
+    lanes.require_built(wanted.pairs)
+    load.program()
+    with wanted.lane.start() as lane:
+        session = Session(wanted, lane)
+        try:
+            session.run()
+        finally:
+            if session.results.rows or session.results.counts:
+                session.progress.say(f"\n{table.terminal(session.results)}")
+    return session.results
