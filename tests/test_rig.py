@@ -92,6 +92,12 @@ def test_a_guest_that_hangs_is_told_from_a_slow_command(host, monkeypatch):
         guest.run(["true"], timeout=2)
 
 
+def test_a_host_whose_guests_would_hang_is_refused():
+    """QEMU's default CPU model has virtualization, but without nested paging."""
+    with pytest.raises(rig.RigError, match="no nested paging"), rig.host(cpu="qemu64", memory=1024):
+        pass
+
+
 def test_a_host_that_panics_takes_its_guests_along_and_no_other_host(host):
     with pytest.raises(rig.MachinePanic, match="host: Kernel panic"):
         with rig.host(memory=1536) as other, other.guest(cid=3, vsock=None, memory=256) as guest:

@@ -10,7 +10,7 @@ from .errors import EmulationTrap, MachineError, MachineLost, MachinePanic
 
 PANIC = re.compile(rb"Kernel panic - not syncing[^\r\n]*")
 
-# KVM inside the emulated host misreads a stale event type (rig fault, see Documentation).
+# How QEMU reports it; TRAP_TEXT says what it is.
 TRAP = re.compile(rb"KVM internal error\. Suberror: 3")
 TRAP_TEXT = (
     "KVM inside the emulated host gave up on it (\"KVM internal error. Suberror: 3\"). This is a fault of "
@@ -33,7 +33,7 @@ class Console:
         self._data = bytearray()
         self._on_error = on_error
         self._changed = threading.Condition()
-        self._panic: threading.Timer | None = None
+        self.panic_timer: threading.Timer | None = None
 
     def feed(self, data: bytes) -> None:
         """Takes what was printed; no bytes mean that the machine ended."""
@@ -45,16 +45,16 @@ class Console:
             self._data += data
             self._file.write(data)
             self._changed.notify_all()
-        if self._panic is None and PANIC.search(self._data, start):
-            self._panic = threading.Timer(PANIC_GRACE, self._ended)
-            self._panic.daemon = True
-            self._panic.start()
+        if self.panic_timer is None and PANIC.search(self._data, start):
+            self.panic_timer = threading.Timer(PANIC_GRACE, self._ended)
+            self.panic_timer.daemon = True
+            self.panic_timer.start()
         if TRAP.search(self._data, start):
             self._on_error(EmulationTrap(f"{self.name}: {TRAP_TEXT}\n{self.tail()}"))
 
     def _ended(self) -> None:
-        if self._panic:
-            self._panic.cancel()
+        if self.panic_timer:
+            self.panic_timer.cancel()
         found = PANIC.search(self._data)
         if found:
             headline = found.group().decode(errors="replace")

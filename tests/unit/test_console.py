@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: GPL-2.0
+"""What is read off the consoles of virtual machines."""
+
+import pytest
+from rig import EmulationTrap, MachineLost, MachinePanic, console
+
+pytestmark = pytest.mark.unit
+
+PANIC = b"[    1.5] Kernel panic - not syncing: Attempted to kill init! exitcode=0x00000100\n"
+TRAP = b"KVM internal error. Suberror: 3\nextra data[0]: 0x000000008000030e\n"
+
+
+@pytest.fixture
+def watched(tmp_path, monkeypatch):
+    """A console, and the errors it reports."""
+    monkeypatch.setattr(console, "PANIC_GRACE", 0.1)
+    errors: list[Exception] = []
+    return console.Console("guest3", tmp_path / "guest3.log", errors.append), errors
+
+
+def test_everything_is_kept_in_the_file(watched, tmp_path):
+    screen, errors = watched
+    screen.feed(b"one\r\n")
+    screen.feed(b"two\r\n")
+    assert (tmp_path / "guest3.log").read_bytes() == b"one\r\ntwo\r\n"
+    assert screen.text() == "one\ntwo\n"
+    assert not errors
+
+
+def test_the_end_of_a_machine_is_reported_with_the_end_of_its_console(watched):
+    screen, errors = watched
+    screen.feed(b"last words\n")
+    screen.feed(b"")
+    assert isinstance(errors[0], MachineLost)
+    assert "last words" in str(errors[0])
+
+
+@pytest.mark.parametrize("cut", [0, 20, len(PANIC) - 30])
+def test_a_panic_is_reported_with_its_trace_also_if_it_comes_in_pieces(watched, cut):
+    screen, errors = watched
+    screen.feed(PANIC[:cut] or b"boot\n")
+    screen.feed(PANIC[cut:])
+    screen.feed(b"[    1.6] Call Trace:\n")
+    screen.feed(b"")
+    assert isinstance(errors[0], MachinePanic)
+    assert "Attempted to kill init" in str(errors[0])
+    assert "Call Trace" in str(errors[0])
+
+
+def test_a_machine_that_stays_after_its_panic_is_not_waited_for(watched):
+    screen, errors = watched
+    screen.feed(PANIC)
+    screen.panic_timer.join(30)
+    assert isinstance(errors[0], MachinePanic)
+
+
+def test_the_trap_of_nested_emulation_has_a_name_of_its_own(watched):
+    screen, errors = watched
+    screen.feed(TRAP[:25])
+    screen.feed(TRAP[25:])
+    assert isinstance(errors[0], EmulationTrap)
+    assert "fault of the emulation" in str(errors[0])
+
+
+def test_text_may_be_waited_for(watched):
+    screen, _ = watched
+    screen.feed(b"rig: mark 1\n")
+    assert screen.wait_for("mark 1", 0)
+    assert not screen.wait_for("mark 2", 0.05)
