@@ -3,6 +3,7 @@
 
 import argparse
 import contextlib
+import os
 import pathlib
 import sys
 from collections.abc import Iterator
@@ -94,6 +95,10 @@ def main(arguments: list[str]) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:
+        # The reader has left. At exit Python would try once more to write what is left.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     return 0
 
 
