@@ -22,9 +22,10 @@ fn listen(port: u32) -> Result<()> {
     println!("listening on port {port}");
     for stream in listener.incoming() {
         let stream = stream.context("cannot accept")?;
-        thread::spawn(move || match echo(&stream) {
-            Ok(()) => {}
-            Err(error) => eprintln!("connection lost: {error}"),
+        thread::spawn(move || {
+            if let Err(error) = echo(&stream) {
+                eprintln!("connection lost: {error}");
+            }
         });
     }
     Ok(())
