@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""The benchmark's method: ratios and intervals, the order of measurements, what is repeated, what is written."""
+"""The benchmark's method: ratios, the order of measurements, what is repeated, what is written."""
 
 import contextlib
 import json
@@ -43,7 +43,9 @@ def comparison(monkeypatch, speeds, chosen=(SPEED,), plan=PLAN) -> blocks.Compar
     monkeypatch.setattr(FakeLane, "path", lambda self, direction: None, raising=False)
     answers = iter(speeds)
     monkeypatch.setattr(
-        blocks.load, "run", lambda path, tests, timing: [{"bytes": next(answers) * 1e9, "seconds": 8.0} for _ in tests]
+        blocks.load,
+        "run",
+        lambda path, tests, timing: [{"bytes": next(answers) * 1e9, "seconds": 8.0} for _ in tests],
     )
     return blocks.Comparison(FakeLane(), BASELINE, VARIANT, list(chosen), plan)
 
@@ -210,12 +212,20 @@ def test_rows_have_what_readers_of_the_file_expect(finished, tmp_path):
     }
     assert {key: row[key] for key in expected} == expected
     (count,) = content["counts"]
-    assert (count["unit"], count["value"], count["baseline"], count["ratio"]) == ("kicks/MiB", 22.0, 11.0, 0.5)
+    assert (count["unit"], count["value"], count["baseline"], count["ratio"]) == (
+        "kicks/MiB",
+        22.0,
+        11.0,
+        0.5,
+    )
 
 
 def test_table_and_drawing_say_the_same(finished, tmp_path):
     finished.write(tmp_path)
-    assert "| g2h 64B x1 | Gbit/s | 1.00 | 2.00 | 2.00 | 2.00 to 2.00 | 6 |" in (tmp_path / "bench.md").read_text()
+    assert (
+        "| g2h 64B x1 | Gbit/s | 1.00 | 2.00 | 2.00 | 2.00 to 2.00 | 6 |"
+        in (tmp_path / "bench.md").read_text()
+    )
     drawing = xml.etree.ElementTree.parse(tmp_path / "bench.svg")
     texts = [element.text for element in drawing.iter("{http://www.w3.org/2000/svg}text")]
     assert {"g2h 64B x1", "2.00", "rust-guest c-host"} <= set(texts)
@@ -239,7 +249,9 @@ def test_an_interruption_keeps_what_was_measured(monkeypatch, tmp_path):
     assert "INCOMPLETE: interrupted" in (tmp_path / "bench.md").read_text()
 
 
-@pytest.mark.parametrize("text, number", [(0.00312, "0.0031"), (0.5, "0.500"), (4.56789, "4.57"), (12345.6, "12346")])
+@pytest.mark.parametrize(
+    "text, number", [(0.00312, "0.0031"), (0.5, "0.500"), (4.56789, "4.57"), (12345.6, "12346")]
+)
 def test_numbers_have_three_digits(text, number):
     from bench import table
 

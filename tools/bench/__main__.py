@@ -17,7 +17,9 @@ sys.path.insert(0, str(CHECKOUT / "tools"))
 
 FILES = ("bench.md", "bench.svg", "bench.json")
 
-DESCRIPTION = "Measures implementations of the transports beside the C ones, inside the same virtual machines."
+DESCRIPTION = (
+    "Measures implementations of the transports beside the C ones, inside the same virtual machines."
+)
 EPILOG = """\
 examples:
   tools/bench --pairs rust-c                 a Rust guest with a C host, beside C and C
@@ -28,16 +30,28 @@ examples:
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="tools/bench", description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="tools/bench",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--lane", default="guest", metavar="LANE", help="guest (and host), or loopback (%(default)s)")
-    parser.add_argument("--pairs", default="", help="implementations to compare with C, as in `c-c rust-c` (GUEST-HOST)")
-    parser.add_argument("--cells", default="", metavar="NAMES", help="parts of names of cases, with commas (all)")
+    parser.add_argument(
+        "--lane", default="guest", metavar="LANE", help="guest (and host), or loopback (%(default)s)"
+    )
+    parser.add_argument(
+        "--pairs", default="", help="implementations to compare with C, as in `c-c rust-c` (GUEST-HOST)"
+    )
+    parser.add_argument(
+        "--cells", default="", metavar="NAMES", help="parts of names of cases, with commas (all)"
+    )
     parser.add_argument("--rounds", type=int, help="blocks for each case, of two pairs each (5)")
     parser.add_argument("--quick", action="store_true", help="short and few runs")
     parser.add_argument(
-        "--out", type=pathlib.Path, default=CHECKOUT / "build/bench", metavar="DIR", help="for %s and %s (build/bench)"
-        % (", ".join(FILES[:-1]), FILES[-1])
+        "--out",
+        type=pathlib.Path,
+        default=CHECKOUT / "build/bench",
+        metavar="DIR",
+        help=f"for {', '.join(FILES)} (build/bench)",
     )
     options = parser.parse_args(arguments)
     if options.rounds is not None and options.rounds < 1:
@@ -47,7 +61,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 
 def enter(options: argparse.Namespace, arguments: list[str]) -> int:
-    """Runs inside the tree, where only the checkout is to be seen, and copies the results to where they are wanted."""
+    """Runs inside the tree, which has the checkout but not every directory, and brings the results out."""
     staging = CHECKOUT / "build/bench"
     command = [sys.executable, str(CHECKOUT / "tools/env"), "enter", "--", "python3", "tools/bench"]
     for name in FILES:
@@ -72,8 +86,9 @@ def bring_out(staging: pathlib.Path, output: pathlib.Path) -> None:
 
 
 def measure(options: argparse.Namespace) -> int:
-    from bench import blocks, lanes, session
     from rig import KernelReport, RigError
+
+    from bench import blocks, lanes, session
 
     try:
         kind, pairs = lanes.find(options.lane, options.pairs.replace(",", " ").split())

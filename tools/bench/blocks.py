@@ -88,8 +88,7 @@ class Plan:
         return min(self.rounds, self.memory_rounds) if isinstance(cell, MemoryCell) else self.rounds
 
 
-# 5 blocks are 10 pairs. The warm-up is longer than it takes a fresh driver's code to be translated by QEMU and
-# its buffers to adapt to bulk; the time is a compromise: half of it nearly doubles the noise.
+# 5 blocks are 10 pairs.
 FULL = Plan(Timing(150, 500), rounds=5, memory_rounds=2, count_rounds=3, count_share=1)
 QUICK = Plan(Timing(50, 100), rounds=1, memory_rounds=1, count_rounds=1, count_share=8)
 
@@ -101,7 +100,9 @@ class Comparison:
         self.lane, self.baseline, self.variant, self.plan = lane, baseline, variant, plan
         self.cells = list(cells)
         self.series = {
-            quantity.case: Series(quantity, plan.needed(cell)) for cell in cells for quantity in cell.quantities
+            quantity.case: Series(quantity, plan.needed(cell))
+            for cell in cells
+            for quantity in cell.quantities
         }
         self._host_too = variant.implementations[1:] != baseline.implementations[1:]
 
@@ -115,7 +116,10 @@ class Comparison:
     def visits_left(self) -> int:
         """How often a cell is still to be measured, if all blocks are valid."""
         missing = (
-            max(self.series[quantity.case].needed - len(self.series[quantity.case].good) for quantity in cell.quantities)
+            max(
+                self.series[quantity.case].needed - len(self.series[quantity.case].good)
+                for quantity in cell.quantities
+            )
             for cell in self.pending()
         )
         return 4 * sum(missing)
@@ -137,8 +141,7 @@ class Comparison:
 
     def _block(self, cells: Sequence[AnyCell]) -> None:
         first, second, third, last = (
-            self.visit(pair, cells)
-            for pair in (self.baseline, self.variant, self.variant, self.baseline)
+            self.visit(pair, cells) for pair in (self.baseline, self.variant, self.variant, self.baseline)
         )
         for quantity in (quantity for cell in cells for quantity in cell.quantities):
             case = quantity.case

@@ -73,7 +73,11 @@ def ping(direction: str) -> Cell:
 
 def connect(direction: str) -> Cell:
     quantity = Quantity(
-        f"{direction} connections", "1/s", True, lambda answer: answer["count"] / answer["seconds"], gates=False
+        f"{direction} connections",
+        "1/s",
+        True,
+        lambda answer: answer["count"] / answer["seconds"],
+        gates=False,
     )
     return Cell(direction, "connect", (quantity,))
 
@@ -89,7 +93,9 @@ def memory(direction: str, size: int) -> MemoryCell:
 def timed(directions: Iterable[str]) -> list[AnyCell]:
     """All cells that take time, in the order of the table."""
     ends = list(directions)
-    cells: list[AnyCell] = [stream(end, size, count) for count in CONNECTIONS for end in ends for size in SIZES]
+    cells: list[AnyCell] = [
+        stream(end, size, count) for count in CONNECTIONS for end in ends for size in SIZES
+    ]
     cells += [make(end) for make in (ping, connect) for end in ends]
     return cells
 

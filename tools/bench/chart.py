@@ -46,15 +46,22 @@ def draw(results: "Results") -> str:
     parts, y = [], TOP
     for case in cases:
         mine = [row for row in rows if row.case == case]
-        parts.append(f'<text x="{LABELS - 10}" y="{y + LINE * len(mine) / 2 + 4}" text-anchor="end">{escape(case)}</text>')
+        parts.append(
+            f'<text x="{LABELS - 10}" y="{y + LINE * len(mine) / 2 + 4}" text-anchor="end">'
+            f"{escape(case)}</text>"
+        )
         for row in mine:
             parts += mark(row, scale, y + LINE / 2, COLOURS[pairs.index(row.pair) % len(COLOURS)])
             y += LINE
         y += GAP
+    height = y + 40
     body = [*heading(results, pairs), *grid(scale, y), *parts]
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {y + 40}" width="{WIDTH}" height="{y + 40}">\n'
-        f'<style>{STYLE}</style>\n<rect width="100%" height="100%" fill="#fff"/>\n' + "\n".join(body) + "\n</svg>\n"
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" '
+        f'height="{height}">\n'
+        f'<style>{STYLE}</style>\n<rect width="100%" height="100%" fill="#fff"/>\n'
+        + "\n".join(body)
+        + "\n</svg>\n"
     )
 
 
@@ -77,7 +84,9 @@ def grid(scale: Scale, bottom: float) -> list[str]:
         if scale.least <= value <= scale.most:
             x, style = scale.x(value), "one" if value == 1.0 else "grid"
             parts.append(f'<line class="{style}" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP - 8}" y2="{bottom}"/>')
-            parts.append(f'<text class="small" x="{x:.1f}" y="{bottom + 16}" text-anchor="middle">{value:g}</text>')
+            parts.append(
+                f'<text class="small" x="{x:.1f}" y="{bottom + 16}" text-anchor="middle">{value:g}</text>'
+            )
     return parts
 
 
@@ -85,7 +94,8 @@ def mark(row: "Row", scale: Scale, y: float, colour: str) -> list[str]:
     style = "" if row.valid else ' class="unsteady"'
     low, middle, high = (scale.x(value) for value in (row.low, row.ratio, row.high))
     return [
-        f'<g{style}><line x1="{low:.1f}" x2="{high:.1f}" y1="{y}" y2="{y}" stroke="{colour}" stroke-width="3"/>',
+        f'<g{style}><line x1="{low:.1f}" x2="{high:.1f}" y1="{y}" y2="{y}"',
+        f'stroke="{colour}" stroke-width="3"/>',
         f'<circle cx="{middle:.1f}" cy="{y}" r="4.5" fill="{colour}"/></g>',
         f'<text class="small" x="{WIDTH - RIGHT + 12}" y="{y + 4}">{row.ratio:.2f}</text>',
     ]

@@ -49,7 +49,7 @@ class Probe:
 
 
 RECEIVED = Probe("vsock/virtio_transport_recv_pkt", "op")
-USED = Probe("bench/used", "count", "p:bench/used vhost:vhost_add_used_n count=count:u32")
+USED = Probe("bench/used", "count", "p:bench/used vhost_add_used_n count=count:u32")
 KICKED = Probe("bench/kick", "name", "p:bench/kick vp_notify name=vq->name:string")
 
 ENTRY = re.compile(r"^\{ \w+: +(\S+) +\} hitcount: +(\d+)", re.MULTILINE)
@@ -115,6 +115,10 @@ def probed(lane: Lane, path: load.Path, transfer: str) -> Counter[str]:
             counters["kicks"] = kicks["rx"] + kicks["tx"]
             counters["used-index updates"] = read(lane.host, USED).total()
     return counters
+
+
+def case(direction: str, size: int) -> str:
+    return f"{direction} {cells.size_name(size)}"
 
 
 def measure(lane: Lane, direction: str, size: int, share: int = 1) -> dict[str, float]:

@@ -66,7 +66,9 @@ def row(pair: Pair, series: Series) -> Row:
 def count(case: str, pair: Pair, name: str, baselines: list[float], values: list[float]) -> Count:
     value, baseline = statistics.median(values), statistics.median(baselines)
     unit = f"{name}/MiB"
-    return Count(case, pair.name, unit, value, baseline, ratio.better(baseline, value, higher_is_better=False))
+    return Count(
+        case, pair.name, unit, value, baseline, ratio.better(baseline, value, higher_is_better=False)
+    )
 
 
 @dataclasses.dataclass
@@ -118,7 +120,11 @@ class Results:
     def write(self, directory: pathlib.Path) -> None:
         """All three files. Done after every block, so that an interruption loses one block at most."""
         directory.mkdir(parents=True, exist_ok=True)
-        files = {"bench.json": self.as_json(), "bench.md": table.markdown(self), "bench.svg": chart.draw(self)}
+        files = {
+            "bench.json": self.as_json(),
+            "bench.md": table.markdown(self),
+            "bench.svg": chart.draw(self),
+        }
         for name, text in files.items():
             partial = directory / f".{name}"
             partial.write_text(text)

@@ -12,6 +12,9 @@ from .blocks import Comparison, Plan
 from .lanes import Lane, Pair
 from .progress import Progress
 
+# A case, and what is counted in it.
+CountKey = tuple[str, str]
+
 
 @dataclasses.dataclass(frozen=True)
 class Wanted:
@@ -77,7 +80,9 @@ class Session:
             left = self._left()
             self.results.note_load()
             self.results.rows[name] = [
-                results.row(comparison.variant, series) for series in comparison.series.values() if series.blocks
+                results.row(comparison.variant, series)
+                for series in comparison.series.values()
+                if series.blocks
             ]
             self.results.write(self.wanted.output)
             self.progress.advance(before - left, left, name)
@@ -87,38 +92,40 @@ class Session:
 
     def _count(self, comparison: Comparison) -> None:
         """Counts in the order ABBA, too."""
-        found: dict[Pair | str, dict] = {"baseline": defaultdict(list), "variant": defaultdict(list)}
         if not self.counted:
             return
         name = comparison.variant.name
-        order = itertools.cycle(("baseline", "variant", "variant", "baseline"))
-        for _, which in zip(range(2 * self.wanted.plan.count_rounds), order):
-            comparison.exchange(getattr(comparison, which))
-            with lanes.servers(self.lane):
-                for direction, size in self.counted:
-                    for count, value in counts.measure(
-                        self.lane, direction, size, self.wanted.plan.count_share
-                    ).items():
-                        found[which][direction, size, count].append(value)
+        found: dict[bool, dict[CountKey, list[float]]] = {False: defaultdict(list), True: defaultdict(list)}
+        order = itertools.cycle((False, True, True, False))
+        for is_variant in itertools.islice(order, 2 * self.wanted.plan.count_rounds):
+            comparison.exchange(comparison.variant if is_variant else comparison.baseline)
+            for key, value in self._count_once().items():
+                found[is_variant][key].append(value)
             self._counts_left -= len(self.counted)
             self.progress.advance(len(self.counted), self._left(), f"{name}: counts")
         self.results.counts[name] = [
-            results.count(
-                f"{direction} {cells.size_name(size)}", comparison.variant, count, found["baseline"][key], values
-            )
-            for key, values in found["variant"].items()
-            for direction, size, count in [key]
+            results.count(key[0], comparison.variant, key[1], found[False][key], values)
+            for key, values in found[True].items()
         ]
         self.results.write(self.wanted.output)
 
+    def _count_once(self) -> dict[CountKey, float]:
+        """All counts of the drivers that are loaded."""
+        found = {}
+        with lanes.servers(self.lane):
+            for direction, size in self.counted:
+                counted = counts.measure(self.lane, direction, size, self.wanted.plan.count_share)
+                found |= {(counts.case(direction, size), name): value for name, value in counted.items()}
+        return found
+
 
 def is_counted(direction: str, size: int, patterns: list[str]) -> bool:
-    name = f"{direction} {cells.size_name(size)} counts"
+    name = f"{counts.case(direction, size)} counts"
     return not patterns or any(cells.matches(name, pattern) for pattern in patterns)
 
 
 def run(wanted: Wanted) -> results.Results:
-    """Starts the machines and measures all that is wanted; what was measured is in the files whatever happens."""
+    """Starts the machines and measures; whatever happens, what was measured is in the files."""
     lanes.require_built(wanted.pairs)
     load.program()
     with wanted.lane.start() as lane:

@@ -5,21 +5,24 @@ import time
 import typing
 from collections.abc import Sequence
 
+from . import counts
+
 if typing.TYPE_CHECKING:
     from .results import Count, Results, Row
 
 METHOD = """\
-Ratios above 1 mean better than {baseline}: faster, sooner, or less memory. Drivers are exchanged inside one
-running set of virtual machines, in the order baseline, variant, variant, baseline; the ratio is the median of the
-pairwise ratios, the interval holds it with 95 % confidence (bootstrap over the pairs). "C spread" is how far
-the samples of the baseline lie apart, as a part of their median. Two baselines of one block that differ by more than
-15 % make it invalid; "unsteady" is a case with too few valid blocks, whatever was tried: judge nothing by it.
-The machines are emulated: only ratios mean anything.
+Ratios above 1 mean better than {baseline}: faster, sooner, or less memory. Drivers are exchanged inside
+one running set of virtual machines, in the order baseline, variant, variant, baseline; the ratio is the
+median of the pairwise ratios, the interval holds it with 95 % confidence (bootstrap over the pairs).
+"C spread" is how far the samples of the baseline lie apart, as a part of their median. A block whose two
+baselines differ by more than 15 % is invalid and repeated; "unsteady" is a case with too few valid blocks,
+whatever was tried: judge nothing by it. The machines are emulated: only ratios mean anything.
 """
 
 COUNTED = """\
-Counts for each MiB sent over one connection; here too a ratio above 1 means better: fewer. They depend on no clock.
-`cpu ms` is CPU time of the whole emulated host with the guest in it.
+For each MiB sent over one connection; here too a ratio above 1 means better: fewer. They depend on no clock.
+
+{titles}
 """
 
 ROW_HEAD = ("case", "unit", "C", "this", "ratio", "95 % interval", "runs", "C spread", "")
@@ -68,8 +71,9 @@ def piped(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def summary(results: "Results") -> str:
     load = results.load_average
     text = (
-        f"Kernel {results.kernel}, CPU model {results.cpu}, lane {results.lane}, baseline {results.baseline}; "
-        f"load average {load['median']:.1f} ({load['least']:.1f} to {load['most']:.1f})."
+        f"Kernel {results.kernel}, CPU model {results.cpu}, lane {results.lane}, "
+        f"baseline {results.baseline}; load average {load['median']:.1f} "
+        f"({load['least']:.1f} to {load['most']:.1f})."
     )
     return text if results.incomplete is None else f"{text}\nINCOMPLETE: {results.incomplete}."
 
@@ -80,8 +84,8 @@ def terminal(results: "Results") -> str:
         parts.append(f"{name}, beside {results.baseline}")
         if rows := results.rows.get(name):
             parts.append(aligned(ROW_HEAD, [row_cells(row) for row in rows]))
-        if counts := results.counts.get(name):
-            parts.append(aligned(COUNT_HEAD, [count_cells(count) for count in counts]))
+        if taken := results.counts.get(name):
+            parts.append(aligned(COUNT_HEAD, [count_cells(count) for count in taken]))
     return "\n\n".join([*parts, summary(results)])
 
 
@@ -92,7 +96,8 @@ def markdown(results: "Results") -> str:
     for name, rows in results.rows.items():
         parts += [f"## {name}", piped(ROW_HEAD, [row_cells(row) for row in rows])]
     if results.counts:
-        parts += ["## Counts", COUNTED]
-    for name, counts in results.counts.items():
-        parts += [f"### {name}", piped(COUNT_HEAD, [count_cells(count) for count in counts])]
+        titles = "\n".join(f"* {name}: {title}" for name, title in counts.TITLES.items())
+        parts += ["## Counts", COUNTED.format(titles=titles)]
+    for name, taken in results.counts.items():
+        parts += [f"### {name}", piped(COUNT_HEAD, [count_cells(count) for count in taken])]
     return "\n\n".join(part.strip() for part in parts) + "\n"
