@@ -137,20 +137,22 @@ impl Chunks {
         Ok(Some(skb))
     }
 
-    /// Appends a copy of `bytes` to the last chunk, as far as that has room, and then to a new one.
+    /// Appends a copy of `bytes` to the last chunk, as far as that has room, and then to new ones.
     fn copy(&mut self, bytes: &[u8]) -> Result<(), AllocError> {
-        let rest = match self.0.back_mut() {
+        let mut rest = match self.0.back_mut() {
             Some(Chunk::Bytes { data, .. }) => data.append(bytes),
             _ => bytes,
         };
-        if rest.is_empty() {
-            return Ok(());
+        while !rest.is_empty() {
+            // A page at most: more would be rounded up by as much as it is.
+            let wanted = rest.len().min(Self::LAST_COPY).checked_next_power_of_two();
+            let capacity = self.next_copy_capacity().max(wanted.unwrap_or(0));
+            let mut data = Run::new(capacity, GFP_ATOMIC)?;
+            rest = data.append(rest);
+            self.0
+                .push_back(Chunk::Bytes { data, start: 0 }, GFP_ATOMIC)?;
         }
-        let capacity = self.next_copy_capacity().max(rest.len());
-        let mut data = Run::new(capacity, GFP_ATOMIC)?;
-        data.append(rest);
-        self.0
-            .push_back(Chunk::Bytes { data, start: 0 }, GFP_ATOMIC)
+        Ok(())
     }
 
     fn next_copy_capacity(&mut self) -> usize {
