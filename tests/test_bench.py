@@ -21,8 +21,8 @@ CELLS = (
     "g2h 4KiB counts",
 )
 COUNTS = {"packets", "credit packets", "used-index updates", "kicks", "interrupts", "exits", "cpu ms"}
-# 40 s on a quiet machine.
-TIMEOUT = 600
+# 180 s were seen on a machine with two cores and a load average of 12.
+TIMEOUT = 800
 
 
 @pytest.fixture(scope="module")

@@ -220,6 +220,11 @@ def test_rows_have_what_readers_of_the_file_expect(finished, tmp_path):
     )
 
 
+def test_a_count_of_nothing_is_valid_json(finished):
+    finished.counts[VARIANT.name] = [results.count("g2h 64KiB", VARIANT, "kicks", [3.0], [0.0])]
+    assert json.loads(finished.as_json())["counts"][0]["ratio"] is None
+
+
 def test_table_and_drawing_say_the_same(finished, tmp_path):
     finished.write(tmp_path)
     assert (

@@ -15,8 +15,8 @@ TOP = 70
 LINE = 15
 GAP = 9
 COLOURS = ("#7f7f7f", "#d95f02", "#1b6ca8", "#2ca02c", "#7b4fa3")
-# Ratios that get a grid line, if they are in sight.
-GRID = (0.1, 0.2, 0.33, 0.5, 0.67, 0.8, 1.0, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0)
+# Ratios that get a grid line, if they are in sight. What lies beyond the outer ones is drawn there.
+GRID = (0.2, 0.33, 0.5, 0.67, 0.8, 1.0, 1.25, 1.5, 2.0, 3.0, 5.0)
 
 STYLE = """\
 text{font:12px sans-serif;fill:#222}.small{font-size:11px;fill:#555}.title{font-size:15px;font-weight:bold}
@@ -28,8 +28,8 @@ class Scale:
 
     def __init__(self, rows: list["Row"]):
         finite = [value for row in rows for value in (row.low, row.high) if 0 < value < math.inf]
-        self.least = min([0.8, *finite]) / 1.05
-        self.most = max([1.25, *finite]) * 1.05
+        self.least = max(min([0.8, *finite]), GRID[0]) / 1.05
+        self.most = min(max([1.25, *finite]), GRID[-1]) * 1.05
 
     def x(self, value: float) -> float:
         value = min(max(value, self.least), self.most)

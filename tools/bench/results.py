@@ -3,6 +3,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import pathlib
 import statistics
@@ -71,6 +72,11 @@ def count(case: str, pair: Pair, name: str, baselines: list[float], values: list
     )
 
 
+def fields(entry: Row | Count) -> dict[str, object]:
+    """Members by name; JSON knows no infinity, which is the ratio where one side counts nothing."""
+    return {name: None if value == math.inf else value for name, value in dataclasses.asdict(entry).items()}
+
+
 @dataclasses.dataclass
 class Results:
     """Everything that is known so far."""
@@ -112,10 +118,10 @@ class Results:
             "cpu": self.cpu,
             "started": time.strftime("%FT%TZ", time.gmtime(self.started)),
             "load_average": self.load_average,
-            "rows": [dataclasses.asdict(each) for each in self.all_rows()],
-            "counts": [dataclasses.asdict(each) for each in self.all_counts()],
+            "rows": list(map(fields, self.all_rows())),
+            "counts": list(map(fields, self.all_counts())),
         }
-        return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+        return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
     def write(self, directory: pathlib.Path) -> None:
         """All three files. Done after every block, so that an interruption loses one block at most."""
