@@ -141,6 +141,39 @@ def test_only_unsteady_cells_are_measured_again(monkeypatch):
     assert [len(series.blocks) for series in compared.series.values()] == [3, 4]
 
 
+class FakeMachine:
+    """Notes what is loaded."""
+
+    def __init__(self):
+        self.done = []
+
+    def shell(self, script, timeout):
+        pass
+
+    def load(self, role, implementation):
+        self.done.append(f"load {implementation}-{role}")
+
+    def unload(self, role):
+        self.done.append(f"unload {role}")
+
+    def unplug_vsock(self):
+        self.done.append("unplug")
+
+    def plug_vsock(self):
+        self.done.append("plug")
+
+
+def test_a_host_that_has_another_driver_gets_the_one_that_is_asked_for():
+    host, guest = FakeMachine(), FakeMachine()
+    lane = lanes.GuestLane(host, guest)
+    lane.exchange(lanes.parse(lane.roles, "rust-rust"), host_too=True)
+    guest.done.clear()
+    lane.exchange(BASELINE, host_too=False)
+    lane.exchange(BASELINE, host_too=False)
+    assert host.done == ["unload host", "load rust-host", "unload host", "load c-host"]
+    assert guest.done == ["unload guest", "unplug", "plug", "load c-guest", "unload guest", "load c-guest"]
+
+
 # Names.
 
 

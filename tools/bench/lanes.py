@@ -54,7 +54,7 @@ class Lane(typing.Protocol):
     guest: rig.Guest | None
 
     def exchange(self, pair: Pair, host_too: bool) -> None:
-        """Loads a pair's drivers anew, whatever was loaded; those of the host only if asked to."""
+        """Loads a pair's drivers anew; the one of the host if it differs, and if asked to."""
 
     def path(self, direction: str) -> load.Path:
         """Which machine is active in a direction, and which answers."""
@@ -107,13 +107,15 @@ class GuestLane:
 
     def __init__(self, host: rig.Host, guest: rig.Guest):
         self.host, self.guest = host, guest
+        self._on_host = "c"
 
     def exchange(self, pair: Pair, host_too: bool) -> None:
         unload(self.guest, "guest")
-        if host_too:
+        if host_too or self._on_host != pair.of("host"):
             self.guest.unplug_vsock()
             unload(self.host, "host")
-            self.host.load("host", pair.of("host"))
+            self._on_host = pair.of("host")
+            self.host.load("host", self._on_host)
             self.guest.plug_vsock()
         self.guest.load("guest", pair.of("guest"))
 
