@@ -104,6 +104,8 @@ class Comparison:
             for cell in cells
             for quantity in cell.quantities
         }
+        # How often a cell was measured.
+        self.measured = 0
         self._host_too = variant.implementations[1:] != baseline.implementations[1:]
 
     def pending(self) -> list[AnyCell]:
@@ -154,6 +156,7 @@ class Comparison:
     def visit(self, pair: Pair, cells: Sequence[AnyCell]) -> Visit:
         """One measurement of each cell, with drivers loaded anew."""
         self.exchange(pair)
+        self.measured += len(cells)
         found: Visit = {}
         timed = [cell for cell in cells if isinstance(cell, Cell)]
         if timed:

@@ -8,9 +8,7 @@ import time
 class Progress:
     """Work in units of about the same length; what was done says how long the rest takes."""
 
-    def __init__(self, units: int):
-        self._units = max(units, 1)
-        self._done = 0
+    def __init__(self) -> None:
         self._started = time.monotonic()
 
     def say(self, text: str) -> None:
@@ -19,15 +17,10 @@ class Progress:
         print(text, file=sys.stderr, flush=True)
 
     def advance(self, done: int, left: int, text: str) -> None:
-        """So many more units are done, and so many are left: repeated ones make it more than was thought."""
-        self._done += done
-        self._units = self._done + left
-        share = self._done / self._units if self._units else 1.0
-        self._show(f"[{share:4.0%}] {text}, {self._left(left)}")
-
-    def _left(self, left: int) -> str:
-        seconds = (time.monotonic() - self._started) / max(self._done, 1) * left
-        return f"about {seconds / 60:.0f} min left" if seconds > 90 else f"about {seconds:.0f} s left"
+        """So many units are done and so many are left; what is repeated adds to both."""
+        seconds = (time.monotonic() - self._started) / max(done, 1) * left
+        rest = f"about {seconds / 60:.0f} min left" if seconds > 90 else f"about {seconds:.0f} s left"
+        self._show(f"[{done / (done + left):4.0%}] {text}, {rest}")
 
     def _show(self, line: str) -> None:
         self._clear()

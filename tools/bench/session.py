@@ -47,10 +47,8 @@ class Session:
             if is_counted(direction, size, wanted.patterns)
         ]
         self._counts_left = len(wanted.pairs) * wanted.plan.count_rounds * 2 * len(self.counted)
-        self.progress = Progress(self._left())
-
-    def _left(self) -> int:
-        return sum(comparison.visits_left() for comparison in self.comparisons) + self._counts_left
+        self._counts_done = 0
+        self.progress = Progress()
 
     def run(self) -> None:
         try:
@@ -73,11 +71,8 @@ class Session:
             return
         name = comparison.variant.name
         self.progress.say(f"{name}: warming up")
-        before = self._left()
 
         def report() -> None:
-            nonlocal before
-            left = self._left()
             self.results.note_load()
             self.results.rows[name] = [
                 results.row(comparison.variant, series)
@@ -85,10 +80,16 @@ class Session:
                 if series.blocks
             ]
             self.results.write(self.wanted.output)
-            self.progress.advance(before - left, left, name)
-            before = left
+            self._advance(name)
 
         comparison.run(report)
+
+    def _advance(self, text: str) -> None:
+        self.progress.advance(
+            self._counts_done + sum(comparison.measured for comparison in self.comparisons),
+            self._counts_left + sum(comparison.visits_left() for comparison in self.comparisons),
+            text,
+        )
 
     def _count(self, comparison: Comparison) -> None:
         """Counts in the order ABBA, too."""
@@ -102,7 +103,8 @@ class Session:
             for key, value in self._count_once().items():
                 found[is_variant][key].append(value)
             self._counts_left -= len(self.counted)
-            self.progress.advance(len(self.counted), self._left(), f"{name}: counts")
+            self._counts_done += len(self.counted)
+            self._advance(f"{name}: counts")
         self.results.counts[name] = [
             results.count(key[0], comparison.variant, key[1], found[False][key], values)
             for key, values in found[True].items()
