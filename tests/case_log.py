@@ -4,6 +4,7 @@
 import dataclasses
 import pathlib
 import re
+import signal
 import time
 from collections.abc import Sequence
 
@@ -12,6 +13,11 @@ from peers import kernel_tools
 from rig import runs, transports
 
 CASE = re.compile(r"^(\d+) - ", re.MULTILINE)
+
+# What the programs print after the last case.
+COMPLETE = "All tests have been executed"
+
+SIDES = ("server", "client")
 
 # What the programs print when a case cannot show anything in the set-up they found.
 NO_EFFECT = re.compile(r"Test skipped.*|Setup unsupported.*|No transports (?:detected|tested)")
@@ -48,7 +54,7 @@ class Case:
 
 def parse(output: str) -> dict[int, Case]:
     """Cases by number; the last one ends where the program says that it is through."""
-    output = output.partition("All tests have been executed")[0]
+    output = output.partition(COMPLETE)[0]
     starts = list(CASE.finditer(output))
     ends = [start.start() for start in starts[1:]] + [len(output)]
     cases = [
@@ -57,14 +63,14 @@ def parse(output: str) -> dict[int, Case]:
     return {case.number: case for case in cases}
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class Outcome:
-    """Both sides of a run."""
+    """Both sides of a program: of several runs if a case ended one before its time."""
 
-    server: dict[int, Case]
-    client: dict[int, Case]
-    statuses: tuple[int, int]
-    output: str
+    server: dict[int, Case] = dataclasses.field(default_factory=dict)
+    client: dict[int, Case] = dataclasses.field(default_factory=dict)
+    statuses: list[int] = dataclasses.field(default_factory=list)
+    output: str = ""
 
     def require(self, number: int) -> str | None:
         """Asserts that a case passed on both sides; the reason if it had no effect on one."""
@@ -75,6 +81,11 @@ class Outcome:
             for name, side in (("server", self.server), ("client", self.client)):
                 assert side[number].passed, f"failed on the {name}: {side[number].output}\n{self.output}"
         return reason
+
+    def require_all(self, count: int) -> None:
+        """Asserts that this many cases were run, and that the programs were content."""
+        assert not any(self.statuses), self.output
+        assert sorted(self.server) == sorted(self.client) == list(range(count))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,22 +128,44 @@ def wait_until_closed(machine: rig.Host | rig.Guest) -> None:
 
 
 def run(program: str, server: End, client: End, skip: Sequence[int] = ()) -> Outcome:
-    """Runs both sides of a program to their end, without the cases in `skip`."""
+    """Runs both sides of a program, without the cases in `skip`.
+
+    The program ends at the first case that fails; those after it have a run of their own.
+    """
     if program == "vsock_diag_test":
         # It wants to see its own sockets only.
         for end in (server, client):
             wait_until_closed(end.machine)
     path = kernel_tools.build(patient=runs.patience() > 1)[program]
+    outcome = Outcome()
+    done = -1
+    while True:
+        outputs, statuses = run_once(path, server, client, sorted({*range(done + 1), *skip}))
+        for side, output in zip((outcome.server, outcome.client), outputs, strict=True):
+            side.update((number, case) for number, case in parse(output).items() if number > done)
+        outcome.statuses += statuses
+        outcome.output += "".join(f"--- {side}\n{text[-3000:]}\n" for side, text in zip(SIDES, outputs, strict=True))
+        last = max([*outcome.server, *outcome.client], default=done)
+        if COMPLETE in outputs[0] or last <= done:
+            return outcome
+        done = last
+
+
+def run_once(path: pathlib.Path, server: End, client: End, skip: Sequence[int]) -> tuple[list[str], list[int]]:
+    """What server and client print, and their statuses."""
     listening = server.start(path, "server", skip)
     try:
         listening.wait_for("Control socket listening", timeout=60 * runs.patience())
         connecting = client.start(path, "client", skip)
-        try:
-            status = connecting.wait(TIMEOUT * runs.patience(), check=False).status
-        finally:
-            connecting.kill()
-        statuses = (listening.wait(60 * runs.patience(), check=False).status, status)
+        client_status = finish(connecting, TIMEOUT * runs.patience())
     finally:
-        listening.kill()
-    output = f"--- server\n{listening.stdout[-3000:]}\n--- client\n{connecting.stdout[-3000:]}"
-    return Outcome(parse(listening.stdout), parse(connecting.stdout), statuses, output)
+        server_status = finish(listening, 60 * runs.patience())
+    return [listening.stdout, connecting.stdout], [server_status, client_status]
+
+
+def finish(command: rig.Command, timeout: float) -> int:
+    """The status of a command, which is killed if it takes too long."""
+    try:
+        return command.wait(timeout, check=False).status
+    except rig.CommandTimeout:
+        return -signal.SIGKILL

@@ -2,6 +2,7 @@
 """Fixtures and reporting for all suites. A suite is a marker: see pytest.ini."""
 
 import collections
+import contextlib
 import pathlib
 import sys
 import time
@@ -14,20 +15,53 @@ sys.path[:0] = [str(TESTS.parent / "tools"), str(TESTS)]
 import rig  # noqa: E402
 
 
+class Keeper:
+    """Keeps one host VM for all suites; boots another when a suite has brought it down."""
+
+    def __init__(self) -> None:
+        self._stack = contextlib.ExitStack()
+        self._machine: rig.Host | None = None
+
+    @property
+    def lost(self) -> bool:
+        return self._machine is not None and self._machine.channel.error is not None
+
+    def host(self) -> rig.Host:
+        if self._machine is None or self.lost:
+            self.close()
+            self._machine = self._stack.enter_context(rig.host())
+        return self._machine
+
+    def close(self) -> None:
+        # What brought a machine down has been reported by the test that noticed it.
+        with contextlib.suppress(rig.MachineError) if self.lost else contextlib.nullcontext():
+            self._stack.close()
+
+
 @pytest.fixture(scope="session")
-def host():
-    """The host VM, booted once for all suites."""
-    with rig.host() as machine:
-        yield machine
+def keeper():
+    keeper = Keeper()
+    yield keeper
+    keeper.close()
+
+
+@pytest.fixture(scope="module")
+def host(keeper):
+    """The host VM."""
+    machine = keeper.host()
+    yield machine
+    if not keeper.lost:
+        machine.check_leaks()
 
 
 @pytest.fixture(autouse=True)
 def kernel_logs(request):
     """Looks into the kernel logs of host and guests at the end of every test that could have used them."""
-    uses_host = "host" in request.fixturenames
+    host = request.getfixturevalue("host") if "host" in request.fixturenames else None
+    alive = host is not None and host.channel.error is None
     yield
-    if uses_host:
-        request.getfixturevalue("host").check_kernel_logs()
+    if alive:
+        host.check_kernel_logs()
 
 
 SUITES = pytest.StashKey[dict[str, float]]()

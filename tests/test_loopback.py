@@ -54,9 +54,7 @@ def test_case(outcomes, program, number):
 
 @pytest.mark.parametrize("program", CASES)
 def test_every_case_was_run(outcomes, program):
-    outcome = outcomes(program)
-    assert outcome.statuses == (0, 0), outcome.output
-    assert len(outcome.server) == len(outcome.client) == CASES[program]
+    outcomes(program).require_all(CASES[program])
 
 
 def test_the_module_can_be_unloaded(loopback):

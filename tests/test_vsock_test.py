@@ -93,9 +93,7 @@ def test_case(outcomes, program, number, role):
 @pytest.mark.parametrize("role", ROLES)
 @pytest.mark.parametrize("program", CASES)
 def test_every_case_was_run(outcomes, program, role):
-    outcome = outcomes(program, role)
-    assert outcome.statuses == (0, 0), outcome.output
-    assert len(outcome.server) == len(outcome.client) == CASES[program]
+    outcomes(program, role).require_all(CASES[program])
 
 
 def test_these_modules_were_used(request, pair):

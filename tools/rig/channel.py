@@ -26,8 +26,8 @@ HEADER = struct.Struct("<IBI")
 CHUNK = 32 << 10
 
 # How long a machine may take to answer a ping or to kill a command. On a busy machine that
-# emulates both levels, answers were seen to take 3 s.
-PATIENCE = 30.0
+# emulates both levels, answers were seen to take 8 s.
+PATIENCE = 60.0
 
 # How long after a channel the console may end: longer than console.PANIC_GRACE.
 CONSOLE_DELAY = 6.0
