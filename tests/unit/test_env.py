@@ -203,10 +203,10 @@ def test_a_release_can_be_asked_for(env, tmp_path, monkeypatch):
 
 
 def test_a_vanished_series_is_answered_with_what_the_mirror_has(env, tmp_path):
-    tree = FakeTree(tmp_path, packages("7.4.2+deb13-amd64"))
+    tree = FakeTree(tmp_path, packages("7.4.2+deb13-amd64", "7.4.10+deb13-amd64"))
     with pytest.raises(env.CommandError, match="no 7.2 kernel") as caught:
         env.kernel.resolve(tree)
-    assert "7.4.2+deb13-amd64" in str(caught.value) and "RVSOCK_KERNEL" in str(caught.value)
+    assert "(it has: 7.4.10+deb13-amd64)" in str(caught.value) and "RVSOCK_KERNEL" in str(caught.value)
 
 
 CONFIG = """\

@@ -68,10 +68,11 @@ def resolve(tree: Tree) -> Kernel:
         kernel = Kernel(release, source, version or "")
         if version and {package.split("=")[0] for package in kernel.packages} <= names:
             return kernel
+    newest = {tuple(version_key(release)[:2]): release for release in reversed(releases)}
     raise CommandError(
         f"the mirror has no {wanted()} kernel for amd64 with binary, modules, headers and source of one "
-        f"version (it has: {', '.join(releases) or 'none of any series'}): set RVSOCK_KERNEL to another "
-        "series, or RVSOCK_MIRROR to a mirror that has it"
+        f"version (it has: {', '.join(newest.values()) or 'none of any series'}): set RVSOCK_KERNEL to "
+        "another series, or RVSOCK_MIRROR to a mirror that has it"
     )
 
 
