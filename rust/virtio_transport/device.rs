@@ -67,20 +67,20 @@ pub(crate) struct Device {
     #[pin]
     event_work: Work<Self, HANDLE_EVENT>,
     #[pin]
-    refill_work: Work<Self, REFILL>,
+    retry_work: Work<Self, RETRY>,
 }
 
 /// Numbers of the work items.
 const RECEIVE: u64 = 0;
 const TRANSMIT: u64 = 1;
 const HANDLE_EVENT: u64 = 2;
-const REFILL: u64 = 3;
+const RETRY: u64 = 3;
 
 impl_has_work! {
     impl HasWork<Self, RECEIVE> for Device { self.receive_work }
     impl HasWork<Self, TRANSMIT> for Device { self.transmit_work }
     impl HasWork<Self, HANDLE_EVENT> for Device { self.event_work }
-    impl HasWork<Self, REFILL> for Device { self.refill_work }
+    impl HasWork<Self, RETRY> for Device { self.retry_work }
 }
 
 impl WorkItem<RECEIVE> for Device {
@@ -107,11 +107,11 @@ impl WorkItem<HANDLE_EVENT> for Device {
     }
 }
 
-impl WorkItem<REFILL> for Device {
+impl WorkItem<RETRY> for Device {
     type Pointer = Arc<Self>;
 
     fn run(this: Arc<Self>) {
-        this.refill_after_pause();
+        this.retry();
     }
 }
 
@@ -141,9 +141,9 @@ impl Device {
         schedule::<RECEIVE>();
     }
 
-    /// Runs [`Device::refill_after_pause`].
-    pub(crate) fn schedule_refill(&self) {
-        schedule::<REFILL>();
+    /// Runs [`Device::retry`].
+    pub(crate) fn schedule_retry(&self) {
+        schedule::<RETRY>();
     }
 
     /// Finds the queues and makes the device ready, with nothing posted and nothing sent.
@@ -183,7 +183,7 @@ impl Device {
                 receive_work <- new_work!("Device::receive_work"),
                 transmit_work <- new_work!("Device::transmit_work"),
                 event_work <- new_work!("Device::event_work"),
-                refill_work <- new_work!("Device::refill_work"),
+                retry_work <- new_work!("Device::retry_work"),
             }? Error),
             GFP_KERNEL,
         )
@@ -192,7 +192,7 @@ impl Device {
     /// Posts buffers: from now on the device has something to say.
     fn start(&self) {
         if !self.refill() {
-            self.schedule_refill();
+            self.schedule_retry();
         }
         if let Some(events) = &mut *self.events.lock() {
             events.fill();

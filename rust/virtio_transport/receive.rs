@@ -196,13 +196,13 @@ impl Device {
         loop {
             if let Some(packet) = receiver.next() {
                 if receiver.runs_low() && !receiver.refill() {
-                    self.schedule_refill();
+                    self.schedule_retry();
                 }
                 receiver.ring.queue().disable_callback();
                 return Some(packet);
             }
             if !receiver.refill() {
-                self.schedule_refill();
+                self.schedule_retry();
             }
             if receiver.ring.queue().enable_callback() || receiver.ring.queue().is_broken() {
                 return None;
@@ -210,14 +210,16 @@ impl Device {
         }
     }
 
-    /// Tries again to post buffers, until there is memory for them or the device is gone.
-    pub(crate) fn refill_after_pause(&self) {
+    /// Tries again, after a pause, what there was no memory for: to post buffers, and to send.
+    pub(crate) fn retry(&self) {
         loop {
             fsleep(Delta::from_micros(PAUSE));
             if self.refill() {
-                return;
+                break;
             }
         }
+        // Asks for another try by itself.
+        self.transmit();
     }
 
     /// As [`Receiver::refill`]; nothing is short where there is no receiver any more.

@@ -33,6 +33,8 @@ pub(crate) struct Aftermath {
     /// Packets to be dropped: that wakes their senders.
     done: PacketQueue<Guest>,
     receiver_may_go_on: bool,
+    /// Something waits, and nothing that is on its way will come back and move it.
+    is_stuck: bool,
 }
 
 impl Transmitter {
@@ -67,6 +69,7 @@ impl Transmitter {
             return Aftermath {
                 done,
                 receiver_may_go_on: false,
+                is_stuck: false,
             };
         };
         loop {
@@ -93,6 +96,7 @@ impl Transmitter {
         Aftermath {
             done,
             receiver_may_go_on,
+            is_stuck: !self.backlog.is_empty() && !ring.is_busy(),
         }
     }
 
@@ -130,7 +134,8 @@ fn complete(payload: Option<SkBuff>, mut packet: KBox<Packet<Guest>>) -> KBox<Pa
     packet
 }
 
-/// Posts a packet; gives it back if the ring is full. One that can never be posted is done.
+/// Posts a packet; gives it back if the ring is full, or if there is no memory for it to be mapped
+/// now. One that can never be posted is done.
 fn post(
     ring: &mut Ring,
     mut packet: KBox<Packet<Guest>>,
@@ -142,7 +147,8 @@ fn post(
         Ok(()) => Ok(()),
         Err((error, payload, packet)) => {
             let packet = complete(payload, packet);
-            if error == ENOSPC && ring.is_busy() {
+            let never = error == E2BIG || (error == ENOSPC && !ring.is_busy());
+            if !never && !ring.queue().is_broken() {
                 return Err(packet);
             }
             done.push(packet);
@@ -185,6 +191,9 @@ impl Device {
     fn finish(&self, aftermath: Aftermath) {
         if aftermath.receiver_may_go_on {
             self.schedule_receive();
+        }
+        if aftermath.is_stuck {
+            self.schedule_retry();
         }
         drop(aftermath.done);
     }
