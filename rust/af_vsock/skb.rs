@@ -7,7 +7,7 @@
 
 use crate::{HeldSock, Message, Zerocopy};
 use core::ptr::NonNull;
-use kernel::{alloc::AllocError, iov::IovIterDest, prelude::*};
+use kernel::{alloc::AllocError, iov::IovIterDest, page::PAGE_SIZE, prelude::*};
 use rvsock_bindings::{bindings, StableBytes};
 
 /// An sk_buff of ours, with nothing but payload.
@@ -43,10 +43,17 @@ impl SkBuff {
         unsafe { Self::from_raw(bindings::alloc_payload(len, COSTLY_ORDER, gfp)) }
     }
 
-    /// `len` bytes to be filled, in one physically contiguous piece.
-    fn contiguous(len: u32, gfp: bindings::gfp_t) -> Result<Self, AllocError> {
-        // SAFETY: As above.
-        unsafe { Self::from_raw(bindings::alloc_contiguous(len, gfp)) }
+    /// Up to `len` bytes to be filled, in one physically contiguous piece: half of it, and half of
+    /// that, if there is no larger one to be had without effort.
+    fn contiguous(mut len: u32, gfp: bindings::gfp_t) -> Result<Self, AllocError> {
+        loop {
+            // SAFETY: As above.
+            let skb = unsafe { Self::from_raw(bindings::alloc_contiguous(len, gfp)) };
+            if skb.is_ok() || len <= PAGE_SIZE as u32 {
+                return skb;
+            }
+            len = (len / 2).max(PAGE_SIZE as u32);
+        }
     }
 
     /// A linear sk_buff with a copy of `bytes`. Does not sleep.
@@ -84,7 +91,8 @@ impl SkBuff {
 
     /// Takes the next `len` bytes of a message to be sent on `sock`, which is charged for them.
     ///
-    /// With `contiguous` the sk_buff has a single segment. Sleeps. `EFAULT` if the message cannot
+    /// With `contiguous` the sk_buff has a single segment, and takes less if there is no memory for
+    /// so long a one. Sleeps. `EFAULT` if the message cannot
     /// be read; nothing of it is consumed then.
     pub fn copy_from_message(
         sock: &HeldSock<'_>,
@@ -101,7 +109,7 @@ impl SkBuff {
         // SAFETY: All are valid; the sk_buff has `len` bytes to be filled.
         let status = unsafe {
             let from = &raw mut (*message.as_raw()).msg_iter;
-            bindings::skb_copy_datagram_from_iter_full(skb.as_raw(), 0, from, len as i32)
+            bindings::skb_copy_datagram_from_iter_full(skb.as_raw(), 0, from, skb.len() as i32)
         };
         kernel::error::to_result(status)?;
         Ok(skb)

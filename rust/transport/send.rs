@@ -152,11 +152,13 @@ impl<'a, L: Link> Sending<'a, L> {
         let mut result = Ok(());
         while sent < self.granted {
             let len = packet_max.min(self.granted.saturating_sub(sent));
-            result = self.send_packet(sock, message, len);
-            if result.is_err() {
-                break;
+            match self.send_packet(sock, message, len) {
+                Ok(len) => sent = sent.saturating_add(len),
+                Err(error) => {
+                    result = Err(error);
+                    break;
+                }
             }
-            sent = sent.saturating_add(len);
         }
         if sent > 0 {
             return Ok(sent);
@@ -167,21 +169,24 @@ impl<'a, L: Link> Sending<'a, L> {
         result.map(|()| 0)
     }
 
+    /// Sends a packet of up to `len` bytes; returns how many.
     fn send_packet(
         &self,
         sock: &mut HeldSock<'_>,
         message: &mut Message<'_, true>,
         len: u32,
-    ) -> Result {
+    ) -> Result<u32> {
         // Where a message cannot be read, C says ENOMEM, and programs have come to expect it.
         let payload = self.payload(sock, message, len).map_err(|_| ENOMEM)?;
+        let len = payload.len();
         let header = Header {
             flags: self.message_flags(message).bits(),
             ..addressed(self.template, self.connection, len)
         };
         let packet = Packet::data(header, payload, sock.reference(), self.connection.clone())?;
         trace_allocated(&packet.header, self.refers);
-        L::send(packet, sock.net())
+        L::send(packet, sock.net())?;
+        Ok(len)
     }
 
     fn payload(
