@@ -14,8 +14,8 @@ use af_vsock::{
 };
 use rvsock_bindings::Run;
 use vsock_proto::{
-    addressed_to, handle_packet, Action, CreditChange, Facts, Finish, Header, Kind, Operation,
-    Phase, ShutdownFlags,
+    addressed_to, handle_packet, Action, CreditChange, Facts, Finish, Header, Kind, MessageFlags,
+    Operation, Phase, ShutdownFlags,
 };
 
 /// What a packet carries.
@@ -180,7 +180,11 @@ impl Received<'_> {
     /// A peer that sends more than it may, or than there is memory for, loses the connection:
     /// otherwise bytes would be missing in it.
     fn enqueue<L: Link>(&mut self, sock: &mut HeldSock<'_>) {
-        let flags = self.header.message_flags();
+        let flags = match sock.kind() {
+            Kind::Seqpacket => self.header.message_flags(),
+            // A stream has no messages, whatever its peer says.
+            Kind::Stream => MessageFlags::NONE,
+        };
         let data = match core::mem::replace(&mut self.payload, Payload::None) {
             Payload::None => Data::Run(Run::empty()),
             Payload::Run(run) => Data::Run(run),
