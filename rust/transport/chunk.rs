@@ -198,8 +198,17 @@ impl Chunks {
         }
     }
 
-    /// Takes the first chunk, as an sk_buff.
-    pub(crate) fn pop_skb(&mut self) -> Option<(usize, Result<SkBuff>)> {
+    /// Takes up to `limit` bytes of the first chunk, as an sk_buff; says how many.
+    pub(crate) fn pop_skb(&mut self, limit: usize) -> Option<(usize, Result<SkBuff>)> {
+        let first = self.0.front()?;
+        if let Chunk::Bytes { data, start } = first {
+            if first.len() > limit {
+                let end = start.saturating_add(limit);
+                let skb = SkBuff::copy_of(data.as_slice().get(*start..end).unwrap_or(&[]));
+                self.advance(limit);
+                return Some((limit, skb.map_err(Error::from)));
+            }
+        }
         let chunk = self.0.pop_front()?;
         Some((chunk.len(), chunk.into_skb()))
     }

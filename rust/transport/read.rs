@@ -152,9 +152,11 @@ impl Reading {
         self.boundaries.pop_front();
     }
 
-    /// Takes a chunk out, and the ends of messages in it.
+    /// Takes out a chunk, or as much of it as belongs to one message.
     fn pop_skb(&mut self, connection: &Connection) -> Option<Result<SkBuff>> {
-        let (bytes, skb) = self.chunks.pop_skb()?;
+        let end = self.boundaries.front().map(|boundary| boundary.end);
+        let limit = end.map_or(usize::MAX, |end| end.saturating_sub(self.position) as usize);
+        let (bytes, skb) = self.chunks.pop_skb(limit)?;
         self.position = self.position.saturating_add(bytes as u64);
         let mut messages: u32 = 0;
         while self
