@@ -560,7 +560,11 @@ unsafe extern "C" fn close_work<T: Transport>(work: *mut bindings::work_struct) 
     // SAFETY: The work owned a reference to the socket, which is ours now.
     let sock = unsafe { SockRef::from_raw(NonNull::new_unchecked(vsk.cast())) };
     let mut locked = sock.lock();
-    T::close_timed_out(locked.hold());
+    let mut held = locked.hold();
+    // It may have gone to another transport while this waited for the lock.
+    if held.attached::<T>().is_some() {
+        T::close_timed_out(held);
+    }
     // SAFETY: The lock is held.
     unsafe { (*sock.as_raw()).close_work_scheduled = false };
 }

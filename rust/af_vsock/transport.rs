@@ -275,6 +275,11 @@ impl<T: Transport> Operations<T> {
         if trans.is_null() {
             return;
         }
+        // SAFETY: See `Operations`: the lock is held, or nobody else knows the socket.
+        let mut sock = unsafe { HeldSock::from_raw(vsk) };
+        if sock.cancel_close() {
+            sock.remove();
+        }
         // SAFETY: `trans` is what `init` put there, and held a reference.
         let attachment = unsafe { Arc::from_raw(trans.cast::<Attachment<T>>()) };
         // SAFETY: `trans` was the way to it, and this is the end of the socket's use of it.
