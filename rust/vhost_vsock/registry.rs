@@ -40,6 +40,13 @@ struct Entry {
     guest: Arc<Guest>,
 }
 
+impl Entry {
+    /// Whether the guest still has the CID it is listed by.
+    fn is_current(&self) -> bool {
+        self.guest.cid() == Some(self.cid)
+    }
+}
+
 /// The guest with `cid` that sockets in `net` can reach. Does not sleep.
 pub(crate) fn find(cid: u32, net: Net<'_>) -> Option<Arc<Guest>> {
     REGISTRY.with(|registry| registry.find(cid, net)).flatten()
@@ -68,8 +75,10 @@ impl Registry {
 
     fn find(&self, cid: u32, net: Net<'_>) -> Option<Arc<Guest>> {
         self.bucket(cid)?.with(|bucket| {
-            let matches = |entry: &&Entry| entry.cid == cid && entry.guest.net().reaches(net);
-            bucket.iter().find(matches).map(|entry| entry.guest.clone())
+            let found = bucket.iter().find(|entry| {
+                entry.is_current() && entry.cid == cid && entry.guest.net().reaches(net)
+            });
+            found.map(|entry| entry.guest.clone())
         })?
     }
 
@@ -104,9 +113,10 @@ impl Registry {
     /// Nobody finds `guest` any more when this returns. Sleeps.
     pub(crate) fn remove(&self, guest: &Arc<Guest>) {
         let _change = self.change.lock();
-        // Without memory for a smaller bucket the entry stays, as that of a guest that does not
-        // run and whose bell is silent.
+        // Without memory for a smaller bucket the entry stays until the bucket changes again, but
+        // is current no longer.
         let _ = self.remove_locked(guest);
+        guest.set_cid(0);
     }
 
     fn remove_locked(&self, guest: &Arc<Guest>) -> Result {
@@ -123,7 +133,7 @@ impl Registry {
         let entries = old.as_ref().map_or(&[][..], |bucket| bucket.as_slice());
         let others = entries
             .iter()
-            .filter(|entry| !Arc::ptr_eq(&entry.guest, guest));
+            .filter(|entry| entry.is_current() && !Arc::ptr_eq(&entry.guest, guest));
         let mut bucket = KVec::with_capacity(entries.len().saturating_add(1), GFP_KERNEL)?;
         for entry in Iterator::chain(others.cloned(), entry) {
             bucket.push_within_capacity(entry).map_err(|_| ENOMEM)?;
