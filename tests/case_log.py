@@ -6,6 +6,7 @@ import pathlib
 import re
 import signal
 import time
+import warnings
 from collections.abc import Sequence
 
 import rig
@@ -18,6 +19,13 @@ CASE = re.compile(r"^(\d+) - ", re.MULTILINE)
 COMPLETE = "All tests have been executed"
 
 SIDES = ("server", "client")
+
+# Races inside the programs, by what the loser prints. Case 21: the client binds its port a second
+# time when the server says so over TCP, and nothing makes the reset that frees the port arrive
+# before that; the C pair loses once in 40 runs with a load of 7 on two CPUs. Such a case is run
+# again, with a warning. A port that is really freed too late loses every time.
+RACES = {("vsock_test", 21): "bind: Address already in use"}
+REPETITIONS = 3
 
 # What the programs print when a case cannot show anything in the set-up they found.
 NO_EFFECT = re.compile(r"Test skipped.*|Setup unsupported.*|No transports (?:detected|tested)")
@@ -56,7 +64,7 @@ def parse(output: str) -> dict[int, Case]:
     """Cases by number; the last one ends where the program says that it is through."""
     output = output.partition(COMPLETE)[0]
     starts = list(CASE.finditer(output))
-    ends = [start.start() for start in starts[1:]] + [len(output)]
+    ends = [*(start.start() for start in starts[1:]), len(output)][: len(starts)]
     cases = [
         Case(int(start.group(1)), output[start.start() : end]) for start, end in zip(starts, ends, strict=True)
     ]
@@ -71,6 +79,11 @@ class Outcome:
     client: dict[int, Case] = dataclasses.field(default_factory=dict)
     statuses: list[int] = dataclasses.field(default_factory=list)
     output: str = ""
+
+    def record(self, outputs: Sequence[str], numbers: range) -> None:
+        """Takes the results of some cases from what server and client printed."""
+        for side, output in zip((self.server, self.client), outputs, strict=True):
+            side.update((number, case) for number, case in parse(output).items() if number in numbers)
 
     def require(self, number: int) -> str | None:
         """Asserts that a case passed on both sides; the reason if it had no effect on one."""
@@ -138,17 +151,32 @@ def run(program: str, server: End, client: End, skip: Sequence[int] = ()) -> Out
             wait_until_closed(end.machine)
     path = kernel_tools.build(patient=runs.patience() > 1)[program]
     outcome = Outcome()
-    done = -1
+    first, repeated = 0, 0
     while True:
-        outputs, statuses = run_once(path, server, client, sorted({*range(done + 1), *skip}))
-        for side, output in zip((outcome.server, outcome.client), outputs, strict=True):
-            side.update((number, case) for number, case in parse(output).items() if number > done)
-        outcome.statuses += statuses
+        outputs, statuses = run_once(path, server, client, sorted({*range(first), *skip}))
         outcome.output += "".join(f"--- {side}\n{text[-3000:]}\n" for side, text in zip(SIDES, outputs, strict=True))
-        last = max([*outcome.server, *outcome.client], default=done)
-        if COMPLETE in outputs[0] or last <= done:
+        last = last_case(outputs)
+        if repeated < REPETITIONS and race_lost(program, last, outputs):
+            repeated += 1
+            warnings.warn(f"{program} lost the race of case {last} ({repeated} of {REPETITIONS})", stacklevel=2)
+            outcome.record(outputs, range(first, last))
+            first = last
+            continue
+        outcome.record(outputs, range(first, last + 1))
+        outcome.statuses += statuses
+        if COMPLETE in outputs[0] or last < first:
             return outcome
-        done = last
+        first = last + 1
+
+
+def last_case(outputs: Sequence[str]) -> int:
+    """The last case that either side came to."""
+    return max((number for output in outputs for number in parse(output)), default=-1)
+
+
+def race_lost(program: str, number: int, outputs: Sequence[str]) -> bool:
+    words = RACES.get((program, number))
+    return words is not None and any(words in output for output in outputs)
 
 
 def run_once(path: pathlib.Path, server: End, client: End, skip: Sequence[int]) -> tuple[list[str], list[int]]:

@@ -6,6 +6,9 @@ import pytest
 
 pytestmark = pytest.mark.unit
 
+CASES = 25
+RACE = "bind: Address already in use"
+
 OUTPUT = """\
 Control socket connected to 10.0.2.2:51000.
 0 - SOCK_STREAM connection reset...ok
@@ -54,24 +57,66 @@ def test_a_missing_case_or_a_bad_status_is_found():
             outcome.require_all(count)
 
 
-def test_after_a_failure_the_remaining_cases_are_run(monkeypatch):
-    """A program that fails in case 1 of 3, as often as it is asked to run it."""
-    calls = []
+class Program:
+    """Plays both sides: says what a case prints at each of its runs, `ok` once that is used up."""
 
-    def run_once(path, server, client, skip):
-        calls.append(skip)
+    def __init__(self, monkeypatch, endings: dict[int, list[str]]):
+        self.endings = endings
+        self.skipped: list[list[int]] = []
+        monkeypatch.setattr(case_log, "run_once", self.run_once)
+        monkeypatch.setattr(case_log.kernel_tools, "build", lambda patient: {"vsock_test": None})
+
+    def run_once(self, path, server, client, skip):
+        self.skipped.append(skip)
         lines = []
-        for number in range(3):
-            result = "skipped" if number in skip else "failed" if number == 1 else "ok"
-            lines.append(f"{number} - case...{result}\n")
-            if result == "failed":
+        for number in range(CASES):
+            endings = self.endings.get(number, [])
+            ending = "skipped" if number in skip else endings.pop(0) if endings else "ok"
+            lines.append(f"{number} - case...{ending}\n")
+            if ending not in ("ok", "skipped"):
                 return ["".join(lines)] * 2, [1, 1]
         return ["".join(lines) + case_log.COMPLETE] * 2, [0, 0]
 
-    monkeypatch.setattr(case_log, "run_once", run_once)
-    monkeypatch.setattr(case_log.kernel_tools, "build", lambda patient: {"vsock_test": None})
+
+def test_after_a_failure_the_remaining_cases_are_run(monkeypatch):
+    program = Program(monkeypatch, {1: ["recv timed out"]})
     outcome = case_log.run("vsock_test", None, None)
-    assert calls == [[], [0, 1]]
-    assert [outcome.server[number].passed for number in range(3)] == [True, False, True]
+    assert program.skipped == [[], [0, 1]]
+    assert [number for number in range(CASES) if not outcome.server[number].passed] == [1]
     with pytest.raises(AssertionError):
-        outcome.require_all(3)
+        outcome.require_all(CASES)
+
+
+def test_a_race_that_is_lost_once_is_run_again_with_a_warning(monkeypatch):
+    program = Program(monkeypatch, {21: [RACE]})
+    with pytest.warns(UserWarning, match="case 21"):
+        outcome = case_log.run("vsock_test", None, None)
+    assert program.skipped == [[], list(range(21))]
+    outcome.require(21)
+    outcome.require_all(CASES)
+
+
+@pytest.mark.filterwarnings("ignore:vsock_test lost")
+def test_a_race_that_is_always_lost_is_a_failure(monkeypatch):
+    program = Program(monkeypatch, {21: [RACE] * 100})
+    outcome = case_log.run("vsock_test", None, None)
+    assert program.skipped == [[], *[list(range(21))] * 3, list(range(22))]
+    outcome.require(20)
+    outcome.require(22)
+    with pytest.raises(AssertionError, match="already in use"):
+        outcome.require(21)
+
+
+def test_another_failure_of_that_case_is_no_race(monkeypatch):
+    program = Program(monkeypatch, {21: ["accept timed out"]})
+    outcome = case_log.run("vsock_test", None, None)
+    assert len(program.skipped) == 2
+    with pytest.raises(AssertionError, match="accept timed out"):
+        outcome.require(21)
+
+
+def test_a_program_that_does_not_start_is_not_run_for_ever(monkeypatch):
+    monkeypatch.setattr(case_log, "run_once", lambda *_: (["usage:", ""], [1, 1]))
+    monkeypatch.setattr(case_log.kernel_tools, "build", lambda patient: {"vsock_test": None})
+    with pytest.raises(AssertionError):
+        case_log.run("vsock_test", None, None).require_all(CASES)
