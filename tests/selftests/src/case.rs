@@ -79,11 +79,11 @@ macro_rules! ensure_eq {
 /// The beginning of a value: buffers are long.
 pub fn shown(value: &impl fmt::Debug) -> String {
     let mut text = format!("{value:?}");
-    if text.len() > 200 {
+    if text.len() > 1000 {
         let total = text.len();
         text = format!(
             "{}... ({total} characters)",
-            text.chars().take(200).collect::<String>()
+            text.chars().take(1000).collect::<String>()
         );
     }
     text

@@ -3,10 +3,15 @@
 
 mod credit;
 mod ending;
+mod monitor;
+mod namespace;
 mod polling;
 mod race;
 mod seqpacket;
+mod sockmap;
 mod source;
+mod trace;
+mod unload;
 mod uring;
 mod zerocopy;
 
@@ -21,4 +26,9 @@ pub const ALL: &[&[Case]] = &[
     race::CASES,
     zerocopy::CASES,
     uring::CASES,
+    monitor::CASES,
+    trace::CASES,
+    namespace::CASES,
+    sockmap::CASES,
+    unload::CASES,
 ];
