@@ -342,6 +342,7 @@ def test_a_flavour_has_a_release_and_variables_of_its_own(env, provisioned, name
     assert variables["KDIR"] != stock.variables()["KDIR"]
     assert variables["KARCH"] == ("x86" if name == "debug" else "um")
     assert variables["RVSOCK_IMAGE"].endswith("/vmlinuz" if name == "debug" else "/linux")
+    assert ("KRUSTFLAGS" in variables) == (name != "debug")
     assert not build.ready
 
 

@@ -38,7 +38,8 @@ environment:
   RVSOCK_KERNEL  kernel series or release to look for (default: {series})
 
 A command that is entered finds KDIR (the kernel's build tree), KARCH (what `make` calls ARCH),
-RVSOCK_RELEASE (its `uname -r`) and RVSOCK_IMAGE (what to boot), all of the chosen kernel.
+RVSOCK_RELEASE (its `uname -r`) and RVSOCK_IMAGE (what to boot), all of the chosen kernel; for
+User Mode Linux also KRUSTFLAGS, which `make` takes from the environment.
 """
 
 

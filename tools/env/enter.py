@@ -41,7 +41,7 @@ exec "$@"
 
 KEPT = (
     *("TERM", "CI", "KERNEL", "T", "OUT", "LONG", "LANE", "V"),
-    *("KDIR", "KARCH", "RVSOCK_RELEASE", "RVSOCK_IMAGE"),
+    *("KDIR", "KARCH", "KRUSTFLAGS", "RVSOCK_RELEASE", "RVSOCK_IMAGE"),
     *("http_proxy", "https_proxy", "no_proxy"),
 )
 

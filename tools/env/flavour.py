@@ -131,6 +131,13 @@ class FlavourTree(BuildTree):
         self.image_name = "linux" if flavour.arch == "um" else "vmlinuz"
         super().__init__(cache, tree, kernel, f"{kernel.upstream}{kernel.distribution}-{flavour.name}")
 
+    def variables(self) -> dict[str, str]:
+        if self.arch != "um":
+            return super().variables()
+        # arch/um compiles Rust as position-independent, with references that its module loader does
+        # not know; and C, but not Rust, for modules that lie far from the kernel.
+        return super().variables() | {"KRUSTFLAGS": "-Crelocation-model=static -Ccode-model=large"}
+
     @property
     def fragment(self) -> str:
         """All the configuration there is, fragments joined."""
