@@ -14,7 +14,7 @@ DESCRIPTION = "Boots a virtual machine with the kernel under test, and a guest i
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="tools/rig", description=DESCRIPTION)
-    parser.add_argument("--cpu", default="max", metavar="MODEL", help="CPU model of host and guest (%(default)s)")
+    parser.add_argument("--cpu", metavar="MODEL", help="CPU model of host and guest")
     commands = parser.add_subparsers(dest="command", required=True)
     interactive = commands.add_parser("shell", help="a shell in the host VM, with a guest running")
     interactive.add_argument("--cid", type=int, default=3, help="CID of the guest (%(default)s)")

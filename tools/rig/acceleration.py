@@ -14,6 +14,17 @@ PROBE_MARK = b"Unable to mount root fs"
 EMULATION = ["-accel", "tcg,thread=multi,tb-size=512"]
 HARDWARE = ["-accel", "kvm"]
 
+# Guests need nested paging, which QEMU's default model lacks. With ERMS and FSRM the kernel copies
+# with `rep movsb`, which QEMU emulates byte by byte: without them the host VM boots in 10 s of CPU
+# time instead of 13, and bulk transfers are three times as fast.
+EMULATED_CPU = "max,-erms,-fsrm"
+HARDWARE_CPU = "max"
+
+
+def cpu() -> str:
+    """The CPU model for the host VM and the guests in it."""
+    return HARDWARE_CPU if hardware() else EMULATED_CPU
+
 
 def hardware() -> bool:
     """Whether /dev/kvm boots the kernel; asked once for every kernel, boot of the machine and image."""

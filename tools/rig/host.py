@@ -175,10 +175,10 @@ class Host(Machine):
 
 
 @contextlib.contextmanager
-def host(*, memory: int = 3072, cpus: int = 2, cpu: str = "max") -> Iterator[Host]:
+def host(*, memory: int = 3072, cpus: int = 2, cpu: str | None = None) -> Iterator[Host]:
     """A running host VM; `memory` in MiB, `cpu` a QEMU model with its flags."""
     run = runs.Run()
-    machine = Host(run, memory, cpus, cpu)
+    machine = Host(run, memory, cpus, cpu or acceleration.cpu())
     try:
         machine.wait_ready()
         yield machine

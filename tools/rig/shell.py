@@ -206,7 +206,7 @@ class Session:
             raise RigError(f"the modules do not build:\n{result.stdout}{result.stderr}")
 
 
-def run(cid: int, cpu: str) -> int:
+def run(cid: int, cpu: str | None) -> int:
     terminal = Terminal()
     print("Starting the host VM and a guest ...", flush=True)
     with host(cpu=cpu) as machine:
