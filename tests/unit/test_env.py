@@ -39,9 +39,14 @@ def env() -> Iterator:
     sys.modules.update({name: module for name, module in kept.items() if module})
 
 
+COVERED = "/covered"
+
+
 @pytest.fixture(autouse=True)
-def root(tmp_path, monkeypatch) -> pathlib.Path:
+def root(env, tmp_path, monkeypatch) -> pathlib.Path:
     """An empty cache directory, and none of the variables that a developer may have set."""
+    # Tests have theirs below /tmp, where a real one is refused.
+    monkeypatch.setattr(sys.modules[env.Cache.__module__], "COVERED", (COVERED,))
     for name in ("KERNEL", "RVSOCK_KERNEL", "RVSOCK_MIRROR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("RVSOCK_CACHE", str(tmp_path / "cache"))
@@ -86,6 +91,11 @@ def fails(env, arguments: list[str], capsys) -> str:
 def test_without_root_it_says_how_to_get_it(env, monkeypatch, capsys):
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     assert "sudo" in fails(env, ["setup"], capsys)
+
+
+def test_a_cache_that_the_virtual_machines_cannot_see_is_refused(env, monkeypatch, capsys):
+    monkeypatch.setenv("RVSOCK_CACHE", f"{COVERED}/cache")
+    assert f"{COVERED}/cache cannot hold the cache" in fails(env, ["setup"], capsys)
 
 
 def test_a_full_disk_is_named_with_what_is_needed(env, monkeypatch, capsys):

@@ -12,6 +12,9 @@ import time
 
 from console import CommandError, say
 
+# Where a virtual machine whose root is the tree sees something else (tools/rig/host-init).
+COVERED = ("/dev", "/proc", "/run", "/sys", "/tmp", "/var/log", "/var/tmp")
+
 
 class Cache:
     """Paths and records below RVSOCK_CACHE.
@@ -39,6 +42,11 @@ class Cache:
         return self.root / "log"
 
     def create(self) -> None:
+        if any(self.root.is_relative_to(directory) for directory in COVERED):
+            raise CommandError(
+                f"{self.root} cannot hold the cache: the virtual machines, which read from it, have file "
+                f"systems of their own on {', '.join(COVERED)}; set RVSOCK_CACHE to another directory"
+            )
         for directory in (self.root, self.kernels, self.logs):
             directory.mkdir(parents=True, exist_ok=True)
 
