@@ -28,7 +28,8 @@ TITLES = {
     "packets": "packets with payload, as received",
     "credit packets": "credit updates and requests, both ways",
     "used-index updates": "updates of a used index by the host (vhost_add_used_n)",
-    "kicks": "notifications by the guest, both rings (vp_notify)",
+    "tx kicks": "notifications by the guest of packets to send (vp_notify)",
+    "rx kicks": "notifications by the guest of buffers to receive into (vp_notify)",
     "interrupts": "interrupts of the guest's vsock device",
     "exits": "exits of the guest to KVM, whatever the reason",
     "cpu ms": "CPU time of the emulated host with all it runs",
@@ -112,7 +113,7 @@ def probed(lane: Lane, path: load.Path, transfer: str) -> Counter[str]:
         )
         if lane.guest:
             kicks = read(lane.guest, KICKED)
-            counters["kicks"] = kicks["rx"] + kicks["tx"]
+            counters.update({f"{queue} kicks": kicks[queue] for queue in ("tx", "rx")})
             counters["used-index updates"] = read(lane.host, USED).total()
     return counters
 

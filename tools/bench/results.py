@@ -91,7 +91,7 @@ class Results:
     loads: list[float] = dataclasses.field(default_factory=list)
     started: float = dataclasses.field(default_factory=time.time)
     # Why it ended before all was measured.
-    incomplete: str | None = "still running"
+    incomplete: str | None = "still running, or killed"
 
     def note_load(self) -> None:
         self.loads.append(os.getloadavg()[0])
