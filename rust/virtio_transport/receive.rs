@@ -51,6 +51,8 @@ pub(crate) struct Receiver {
     supply: Supply,
     /// Bytes of the buffers that are posted.
     posted: usize,
+    /// Bytes of those that the device was not told of.
+    unannounced: usize,
     full_in_a_row: u32,
     small_in_a_row: u32,
 }
@@ -61,6 +63,7 @@ impl Receiver {
             ring,
             supply: SMALL,
             posted: 0,
+            unannounced: 0,
             full_in_a_row: 0,
             small_in_a_row: 0,
         }
@@ -81,7 +84,7 @@ impl Receiver {
                 break;
             }
         }
-        self.kick();
+        self.announce();
         had_memory || self.ring.posted() >= FEWEST
     }
 
@@ -97,6 +100,7 @@ impl Receiver {
         let posted = self.ring.post(run).is_ok();
         if posted {
             self.posted = self.posted.saturating_add(capacity);
+            self.unannounced = self.unannounced.saturating_add(capacity);
         }
         posted
     }
@@ -108,7 +112,13 @@ impl Receiver {
         }
     }
 
-    fn kick(&mut self) {
+    /// Tells the device of buffers that were posted, once it knows of no more than half of them: a
+    /// kick costs an exit to the host. A device that waits for buffers has used up all it knows of.
+    fn announce(&mut self) {
+        if self.unannounced < self.posted / 2 {
+            return;
+        }
+        self.unannounced = 0;
         if self.ring.queue().needs_kick() {
             self.ring.queue().kick();
         }
@@ -129,8 +139,10 @@ impl Receiver {
     /// Chooses the size of buffers by what comes in.
     fn adapt(&mut self, run: &Run) {
         let count = |counter: u32, up: bool| if up { counter.saturating_add(1) } else { 0 };
-        self.full_in_a_row = count(self.full_in_a_row, run.len() == run.capacity());
-        self.small_in_a_row = count(self.small_in_a_row, run.len() <= SMALL.run);
+        let is_full = run.len() == run.capacity();
+        self.full_in_a_row = count(self.full_in_a_row, is_full);
+        // A small buffer that is full says nothing of what the packet would fit.
+        self.small_in_a_row = count(self.small_in_a_row, !is_full && run.len() <= SMALL.run);
         if self.full_in_a_row >= FULL_IN_A_ROW {
             self.supply = LARGE;
         }

@@ -19,6 +19,8 @@ pub(crate) struct Transmitter {
     /// So many waiting replies stop the receiver: it would make more of them.
     reply_limit: usize,
     receiver_waits: bool,
+    /// There will be a callback when the device has read something.
+    is_armed: bool,
 }
 
 /// What a transmitter leaves behind when it stops.
@@ -44,6 +46,7 @@ impl Transmitter {
             backlog: PacketQueue::new(),
             reply_limit,
             receiver_waits: false,
+            is_armed: false,
         }
     }
 
@@ -62,9 +65,60 @@ impl Transmitter {
         true
     }
 
-    /// Moves what waits into the ring, and takes back what the device has read.
+    /// Moves what waits into the ring. What the device has read is taken back only where that makes
+    /// room, or where no callback will do it.
+    fn send(&mut self) -> Aftermath {
+        let mut done = PacketQueue::new();
+        if self.is_armed {
+            self.post_all(&mut done);
+        }
+        if !self.is_armed || !self.backlog.is_empty() {
+            self.reclaim_and_post(&mut done);
+        }
+        self.finish(done)
+    }
+
+    /// Takes back what the device has read, and moves what waits into the ring.
     fn run(&mut self) -> Aftermath {
         let mut done = PacketQueue::new();
+        self.reclaim_and_post(&mut done);
+        self.finish(done)
+    }
+
+    fn post_all(&mut self, done: &mut PacketQueue<Guest>) {
+        let Some(ring) = &mut self.ring else {
+            return;
+        };
+        while let Some(packet) = self.backlog.pop() {
+            if let Err(packet) = post(ring, packet, done) {
+                self.backlog.push_front(packet);
+                return;
+            }
+        }
+    }
+
+    /// Leaves the callback armed if anything is out there: that has to come back with nobody
+    /// sending any more, because close() may wait for it, and so do completions of zero-copy sends.
+    fn reclaim_and_post(&mut self, done: &mut PacketQueue<Guest>) {
+        loop {
+            if let Some(ring) = &mut self.ring {
+                ring.queue().disable_callback();
+                reclaim(ring, done);
+            }
+            self.post_all(done);
+            let Some(ring) = &mut self.ring else {
+                return;
+            };
+            self.is_armed = ring.is_busy();
+            if !self.is_armed || ring.queue().enable_callback_delayed() || ring.queue().is_broken()
+            {
+                return;
+            }
+        }
+    }
+
+    /// Tells the device, and says what is left to be done.
+    fn finish(&mut self, done: PacketQueue<Guest>) -> Aftermath {
         let Some(ring) = &mut self.ring else {
             return Aftermath {
                 done,
@@ -72,22 +126,6 @@ impl Transmitter {
                 is_stuck: false,
             };
         };
-        loop {
-            ring.queue().disable_callback();
-            reclaim(ring, &mut done);
-            while let Some(packet) = self.backlog.pop() {
-                if let Err(packet) = post(ring, packet, &mut done) {
-                    self.backlog.push_front(packet);
-                    break;
-                }
-            }
-            // Whatever is out there has to come back with nobody sending any more: close() may
-            // wait for it, and so do completions of zero-copy sends.
-            if !ring.is_busy() || ring.queue().enable_callback_delayed() || ring.queue().is_broken()
-            {
-                break;
-            }
-        }
         if ring.queue().needs_kick() {
             ring.queue().kick();
         }
@@ -169,7 +207,7 @@ impl Device {
             if !transmitter.push(packet) {
                 return Err(ENODEV);
             }
-            transmitter.run()
+            transmitter.send()
         };
         self.finish(aftermath);
         Ok(())
