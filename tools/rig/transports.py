@@ -5,6 +5,7 @@ import dataclasses
 import pathlib
 import subprocess
 import tempfile
+import time
 import typing
 
 from . import runs
@@ -37,6 +38,9 @@ ROLES = {
     "host": Role(("vhost_vsock",), ("vsock_trace_rs", "vhost_vsock_rs")),
 }
 IMPLEMENTATIONS = ("c", "rust")
+
+# A socket whose peer does not answer is there for 8 s after it was closed (VSOCK_CLOSE_TIMEOUT).
+CLOSING = 20.0
 
 # Shared by roles: unloaded with the last of its users.
 SHARED = ("vsock_trace_rs", "vmw_vsock_virtio_transport_common")
@@ -93,14 +97,24 @@ def insert(machine: "Machine", path: pathlib.Path) -> None:
 
 
 def unload(machine: "Machine", role: str) -> None:
-    """Removes the modules of a role, and shared ones that nobody else uses any more."""
+    """Removes the modules of a role, and shared ones that nobody else uses any more.
+
+    Waits for sockets that were closed and wait for their peers.
+    """
     present = machine.loaded_modules()
     for name in reversed(ROLES[role].all):
         if name in present and name not in SHARED:
+            wait_until_unused(machine, name)
             machine.run(["rmmod", name])
     for name in SHARED:
         if name in present and unused(machine, name):
             machine.run(["rmmod", name])
+
+
+def wait_until_unused(machine: "Machine", module: str) -> None:
+    deadline = time.monotonic() + CLOSING * runs.patience()
+    while not unused(machine, module) and time.monotonic() < deadline:
+        time.sleep(0.5)
 
 
 def unused(machine: "Machine", module: str) -> bool:
