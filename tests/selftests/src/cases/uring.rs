@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Zero-copy sends of io_uring, which brings pages and notifications of its own.
 
+use std::io::ErrorKind;
 use std::os::fd::AsRawFd;
 
 use anyhow::{ensure, Context};
@@ -51,7 +52,10 @@ impl Sender {
     }
 
     fn next(&mut self) -> anyhow::Result<cqueue::Entry> {
-        self.0.submit_and_wait(1)?;
+        // Waiting ends early where the kernel has work for this thread to do.
+        while let Err(error) = self.0.submit_and_wait(1) {
+            ensure!(error.kind() == ErrorKind::Interrupted, error);
+        }
         self.0.completion().next().context("no completion")
     }
 
