@@ -183,8 +183,16 @@ impl Socket {
         let mut message: libc::msghdr = unsafe { zeroed() };
         message.msg_iov = &mut segment;
         message.msg_iovlen = 1;
-        // SAFETY: The message describes the buffer.
-        let len = check(unsafe { libc::recvmsg(self.as_raw_fd(), &mut message, flags) } as i64)?;
+        let len = loop {
+            // SAFETY: The message describes the buffer.
+            let len = unsafe { libc::recvmsg(self.as_raw_fd(), &mut message, flags) };
+            match check(len as i64) {
+                // With a timeout a call is not restarted, and io_uring interrupts its thread when
+                // a send of that has completed.
+                Err(Errno(libc::EINTR)) => {}
+                result => break result?,
+            }
+        };
         Ok(Received {
             len: len as usize,
             flags: message.msg_flags,
