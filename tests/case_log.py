@@ -20,6 +20,9 @@ COMPLETE = "All tests have been executed"
 
 SIDES = ("server", "client")
 
+# Programs that can be told to skip cases, and so to go on after one that failed.
+SKIPPING = ("vsock_test",)
+
 # Races inside the programs, by what the loser prints. Case 21: the client binds its port a second
 # time when the server says so over TCP, and nothing makes the reset that frees the port arrive
 # before that; the C pair loses once in 40 runs with a load of 7 on two CPUs. Such a case is run
@@ -164,7 +167,7 @@ def run(program: str, server: End, client: End, skip: Sequence[int] = ()) -> Out
             continue
         outcome.record(outputs, range(first, last + 1))
         outcome.statuses += statuses
-        if COMPLETE in outputs[0] or last < first:
+        if COMPLETE in outputs[0] or last < first or program not in SKIPPING:
             return outcome
         first = last + 1
 

@@ -125,7 +125,8 @@ class Guest(Machine):
     def unplug_vsock(self) -> None:
         """Takes the vsock device out, so that the host's module can be exchanged."""
         self.monitor.execute("device_del", id="vsock")
-        self.monitor.wait_event("DEVICE_DELETED")
+        # Without the name it is the event of a part of the device.
+        self.monitor.wait_event("DEVICE_DELETED", device="vsock")
 
     def plug_vsock(self) -> None:
         """Puts the vsock device back in."""

@@ -48,9 +48,13 @@ class Monitor:
             raise MachineError(f"QEMU refused {command}: {answer['error'].get('desc')}")
         return answer["return"]
 
-    def wait_event(self, name: str) -> dict:
-        """The next event of a kind, also if it has happened already."""
-        return self._wait(lambda answer: answer.get("event") == name, f"event {name}")
+    def wait_event(self, name: str, **data: object) -> dict:
+        """The next event of a kind and with such data, also if it has happened already."""
+
+        def wanted(answer: dict) -> bool:
+            return answer.get("event") == name and data.items() <= answer.get("data", {}).items()
+
+        return self._wait(wanted, f"event {name}")
 
     def close(self) -> None:
         self._command.kill()
