@@ -13,7 +13,7 @@ use kernel::{
 };
 use rvsock_bindings::Run;
 use vhost::{Buffer, Device, Session};
-use vsock_proto::{Header, MessageFlags, Operation, HEADER_LEN, MAX_PAYLOAD};
+use vsock_proto::{Header, HEADER_LEN, MAX_PAYLOAD};
 use vsock_transport::{receive, Payload, Received};
 
 /// Most bytes in one piece of memory: larger ones are hard to get (`PAGE_ALLOC_COSTLY_ORDER`).
@@ -132,7 +132,7 @@ fn deliver(guest: &Guest, packet: Packet) {
     loop {
         let run = pieces.next().unwrap_or(Run::empty());
         rest = rest.saturating_sub(run.len() as u32);
-        let header = part(&header, run.len() as u32, rest == 0);
+        let header = header.part(run.len() as u32, rest == 0);
         deliver_tap(&header, TapPayload::Bytes(run.as_slice()));
         if is_addressed {
             receive::<Host>(Received {
@@ -145,20 +145,5 @@ fn deliver(guest: &Guest, packet: Packet) {
         if rest == 0 {
             return;
         }
-    }
-}
-
-/// The header of a piece of a packet: a message ends with its last piece.
-fn part(whole: &Header, len: u32, is_last: bool) -> Header {
-    let is_data = whole.operation == Operation::ReadWrite;
-    let flags = if is_last || !is_data {
-        whole.flags
-    } else {
-        whole.flags & !MessageFlags::ALL.bits()
-    };
-    Header {
-        len,
-        flags,
-        ..*whole
     }
 }

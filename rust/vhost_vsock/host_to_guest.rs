@@ -9,7 +9,7 @@ use crate::{
 use af_vsock::{deliver_tap, TapPayload};
 use kernel::{prelude::*, sync::atomic::ordering};
 use vhost::{Buffer, Device, Session};
-use vsock_proto::{Header, MessageFlags, HEADER_LEN};
+use vsock_proto::{Header, HEADER_LEN};
 use vsock_transport::Packet;
 
 /// Bytes after which the guest is signalled, so that it works while we do.
@@ -84,7 +84,7 @@ fn send(
     }
     let rest = packet.unsent();
     let len = rest.min(u32::try_from(room).unwrap_or(u32::MAX));
-    let header = fragment(&packet.header, len, len == rest);
+    let header = packet.header.part(len, len == rest);
     write(&mut buffer, &header, &packet, len)?;
     tap(&header, &packet, len);
     buffer.used(len.saturating_add(HEADER_LEN as u32));
@@ -99,20 +99,6 @@ fn send(
         drop(packet);
     }
     Ok(len as usize)
-}
-
-/// The header of a part of a packet: a message ends with its last part.
-fn fragment(whole: &Header, len: u32, is_last: bool) -> Header {
-    let flags = if is_last {
-        whole.flags
-    } else {
-        whole.flags & !MessageFlags::ALL.bits()
-    };
-    Header {
-        len,
-        flags,
-        ..*whole
-    }
 }
 
 fn write(buffer: &mut Buffer<'_, '_>, header: &Header, packet: &Packet<Host>, len: u32) -> Result {

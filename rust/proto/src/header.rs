@@ -217,6 +217,22 @@ impl Header {
     pub const fn message_flags(&self) -> MessageFlags {
         MessageFlags::from_bits(self.flags)
     }
+
+    /// The header of a part of this packet with `len` bytes: a message ends with its last part.
+    #[inline]
+    pub fn part(&self, len: u32, is_last: bool) -> Self {
+        let ends_later = self.operation == Operation::ReadWrite && !is_last;
+        let hidden = if ends_later {
+            MessageFlags::ALL.bits()
+        } else {
+            0
+        };
+        Self {
+            len,
+            flags: self.flags & !hidden,
+            ..*self
+        }
+    }
 }
 
 /// Takes a word apart into its first (low) and second (high) half.
@@ -267,6 +283,20 @@ mod tests {
     fn every_field_stands_where_the_specification_puts_it() {
         assert_eq!(HEADER.encode(), BYTES);
         assert_eq!(Header::parse(&BYTES), Ok(HEADER));
+    }
+
+    #[test]
+    fn a_message_ends_with_the_last_part_of_its_packet() {
+        let whole = Header {
+            operation: Operation::ReadWrite,
+            flags: MessageFlags::ALL.bits(),
+            len: 100,
+            ..HEADER
+        };
+        let first = whole.part(60, false);
+        assert_eq!((first.len, first.flags), (60, 0));
+        let last = whole.part(40, true);
+        assert_eq!((last.len, last.flags), (40, MessageFlags::ALL.bits()));
     }
 
     #[test]
