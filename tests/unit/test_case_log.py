@@ -64,7 +64,7 @@ class Program:
         self.endings = endings
         self.skipped: list[list[int]] = []
         monkeypatch.setattr(case_log, "run_once", self.run_once)
-        monkeypatch.setattr(case_log.kernel_tools, "build", lambda patient: {"vsock_test": None})
+        monkeypatch.setattr(case_log.kernel_tools, "build", lambda patient: dict.fromkeys(("vsock_test", "vsock_uring_test")))
 
     def run_once(self, path, server, client, skip):
         self.skipped.append(skip)
@@ -105,6 +105,14 @@ def test_a_race_that_is_always_lost_is_a_failure(monkeypatch):
     outcome.require(22)
     with pytest.raises(AssertionError, match="already in use"):
         outcome.require(21)
+
+
+def test_a_program_that_cannot_skip_runs_again_as_a_whole(monkeypatch):
+    program = Program(monkeypatch, {1: ["connect: Connection reset by peer"]})
+    with pytest.warns(UserWarning, match="case 1"):
+        outcome = case_log.run("vsock_uring_test", None, None)
+    assert program.skipped == [[], []]
+    outcome.require_all(CASES)
 
 
 def test_another_failure_of_that_case_is_no_race(monkeypatch):
