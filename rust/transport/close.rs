@@ -30,6 +30,10 @@ fn close<L: Link>(sock: &mut HeldSock<'_>) -> bool {
     ) {
         return true;
     }
+    // Whoever ended the connection has told the peer, or is the peer; its port may have a new owner.
+    if sock.is_done() {
+        return true;
+    }
     if sock.peer_shutdown() == Direction::BOTH {
         send_reset::<L>(sock, false);
         return true;

@@ -31,7 +31,8 @@ cases!("ending":
     accept_needs_a_listener,
     a_connect_without_answer_times_out_and_can_be_repeated,
     a_connect_without_answer_can_be_interrupted,
-    a_port_can_be_used_again_after_both_ends_closed,
+    a_port_can_be_used_again_after_both_ends_closed
+        => "both the peer's close and its own are answered: the second reset meets the next connection",
     close_does_not_wait_without_linger,
     a_lingering_close_waits_until_everything_has_left,
     a_lingering_close_gives_up_in_time,
@@ -351,23 +352,32 @@ fn a_connect_without_answer_can_be_interrupted(setup: &Setup) -> anyhow::Result<
 }
 
 fn a_port_can_be_used_again_after_both_ends_closed(setup: &Setup) -> anyhow::Result<()> {
-    let port = free_address(setup)?.port;
-    for _ in 0..20 {
-        let listener = Socket::listening(Kind::Stream)?;
-        let client = Socket::new(Kind::Stream)?;
-        client.bind(Address {
-            port,
-            ..Address::ANY
-        })?;
-        client.connect(setup.address(&listener)?)?;
-        let server = listener.accept()?;
-        client.send_all(b"x")?;
-        ensure_eq!(server.recv_exact(1)?, b"x");
-        drop(client);
-        gone(&server)?;
-        ensure_eq!(server.recv_vec(1, 0), Ok(vec![]));
-        drop(server);
-    }
+    let listener = Socket::listening(Kind::Stream)?;
+    let first = Socket::new(Kind::Stream)?;
+    first.connect(setup.address(&listener)?)?;
+    let server = listener.accept()?;
+    let port = first.port()?;
+    drop(first);
+    gone(&server)?;
+    // Behind what is delivered before it, so the first client's end is gone now.
+    let stalled = StalledDelivery::new(setup)?;
+    drop(server);
+    let second = Socket::new(Kind::Stream)?;
+    second.set_nonblocking()?;
+    second.bind(Address {
+        port,
+        ..Address::ANY
+    })?;
+    ensure_eq!(
+        second.connect(setup.address(&listener)?),
+        Err(Errno(libc::EINPROGRESS))
+    );
+    stalled.release()?;
+    second.poll(libc::POLLOUT, PATIENCE)?;
+    ensure_eq!(second.take_error()?, None);
+    listener.accept()?.send_all(b"again")?;
+    second.poll(libc::POLLIN, PATIENCE)?;
+    ensure_eq!(second.recv_exact(5)?, b"again");
     Ok(())
 }
 
