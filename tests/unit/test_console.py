@@ -10,6 +10,17 @@ PANIC = b"[    1.5] Kernel panic - not syncing: Attempted to kill init! exitcode
 TRAP = b"KVM internal error. Suberror: 3\nextra data[0]: 0x000000008000030e\n"
 
 
+# As a guest with the kernel's own modules printed it.
+DOUBLE_FAULT = b"""\
+[  247.320878] traps: PANIC: double fault, error_code: 0x0
+[  247.323620] Oops: double fault: 0000 [#1] SMP NOPTI
+[  247.325293] RIP: 0010:entry_SYSCALL_64+0x0/0x2b
+[  247.326622] RSP: 0018:00007ff68819f208 EFLAGS: 00000002
+[  247.327800] Call Trace:
+[  247.329633] Kernel panic - not syncing: Fatal exception in interrupt
+"""
+
+
 @pytest.fixture
 def watched(tmp_path, monkeypatch):
     """A console, and the errors it reports."""
@@ -67,3 +78,21 @@ def test_text_may_be_waited_for(watched):
     screen.feed(b"rig: mark 1\n")
     assert screen.wait_for("mark 1", 0)
     assert not screen.wait_for("mark 2", 0.05)
+
+
+def test_an_interrupt_at_the_entry_of_a_system_call_is_the_emulations_fault(watched):
+    screen, errors = watched
+    screen.feed(DOUBLE_FAULT)
+    screen.feed(b"")
+    assert isinstance(errors[0], EmulationTrap)
+
+
+@pytest.mark.parametrize(
+    "here, elsewhere",
+    [(b"entry_SYSCALL_64+0x0/", b"virtio_vsock_probe+0x0/"), (b"00007ff68819f208", b"ffffc900000b7d98")],
+)
+def test_any_other_double_fault_is_a_panic(watched, here, elsewhere):
+    screen, errors = watched
+    screen.feed(DOUBLE_FAULT.replace(here, elsewhere))
+    screen.feed(b"")
+    assert isinstance(errors[0], MachinePanic)

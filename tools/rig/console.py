@@ -18,6 +18,17 @@ TRAP_TEXT = (
     "QEMU leaves the type of an exception there that it has delivered"
 )
 
+# The first instruction of a system call, on the stack of the process: no kernel gets there. Linux
+# masks interrupts for SYSCALL, so that nothing can be delivered between it and the change of stacks.
+DOUBLE_FAULT = re.compile(
+    rb"PANIC: double fault(?:(?!Call Trace)[\s\S])*RIP: 0010:entry_SYSCALL_64\+0x0/(?:(?!Call Trace)[\s\S])*RSP: 0018:00007"
+)
+DOUBLE_FAULT_TEXT = (
+    "an interrupt was delivered in the first instruction of a system call, where they are masked. This is "
+    "a fault of the emulation of nested virtualization, not of the guest: it also strikes guests without "
+    "a module that is not the kernel's, most of all under many signals"
+)
+
 TAIL_LINES = 40
 # A panic's stack trace follows its headline; this long it is waited for.
 PANIC_GRACE = 3.0
@@ -56,7 +67,9 @@ class Console:
         if self.panic_timer:
             self.panic_timer.cancel()
         found = PANIC.search(self._data)
-        if found:
+        if DOUBLE_FAULT.search(self._data):
+            self._on_error(EmulationTrap(f"{self.name}: {DOUBLE_FAULT_TEXT}\n{self.tail()}"))
+        elif found:
             headline = found.group().decode(errors="replace")
             self._on_error(MachinePanic(f"{self.name}: {headline}\n{self.tail()}"))
         else:
