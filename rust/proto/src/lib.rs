@@ -31,18 +31,23 @@
 extern crate std;
 
 pub mod address;
+pub mod cid_list;
 pub mod connection;
 mod count;
 pub mod credit;
 pub mod flags;
 pub mod header;
+pub mod mapping;
 pub mod message;
+pub mod record;
 pub mod reply;
 
 pub use address::{AddressError, UniversalAddress};
+pub use cid_list::{cid_entries, CidEntry, CidListError};
 pub use connection::{addressed_to, handle_packet, Action, Facts, Finish, Phase};
 pub use credit::{Advertisement, CreditChange, Overrun, ReceiveCredit, TransmitCredit};
 pub use flags::{MessageFlags, ShutdownFlags};
 pub use header::{Address, Header, HeaderError, Kind, Operation, HEADER_LEN, MAX_PAYLOAD};
 pub use message::max_boundaries;
+pub use record::{Marker, Progress, RecordError, RecordReader, Want, MARKER_LEN};
 pub use reply::{answers_with_reset, reset_for};
