@@ -4,3 +4,5 @@
 #include "../af_vsock/helpers.c"
 #include "../virtio/helpers.c"
 #include "../vhost/helpers.c"
+#include "../socket/helpers.c"
+#include "../sunrpc/helpers.c"

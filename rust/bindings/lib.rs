@@ -8,12 +8,14 @@
 //! Only the subsystem crates (`af_vsock`, `virtio`, …) may use this crate's [`bindings`].
 
 mod cstatic;
+mod parameter;
 mod rcu_slot;
 mod run;
 mod stable_bytes;
 mod work_queue;
 
 pub use cstatic::CStatic;
+pub use parameter::{Parameter, ParameterEntry, ParameterTable};
 pub use rcu_slot::RcuSlot;
 pub use run::Run;
 pub use stable_bytes::StableBytes;

@@ -24,8 +24,8 @@ bc bindgen bison busybox-static cargo cpio dwarves flex gcc-14 git kmod libc6-de
 liburing-dev make pkg-config python3 rsync rust-clippy rust-src rustc rustfmt xz-utils zstd
 """.split()
 MACHINES = """
-iproute2 libpcap0.8t64 openssh-client openssh-server procps python3-pytest python3-pytest-timeout
-qemu-system-x86 socat strace systemd-sysv tcpdump udev virtme-ng
+fio iproute2 libpcap0.8t64 nfs-common nfs-kernel-server openssh-client openssh-server procps python3-pytest
+python3-pytest-timeout qemu-system-x86 socat strace systemd-sysv tcpdump udev virtme-ng
 """.split()
 
 
