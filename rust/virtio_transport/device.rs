@@ -141,6 +141,11 @@ impl Device {
         schedule::<RECEIVE>();
     }
 
+    /// Runs [`Device::handle_events`] soon.
+    pub(crate) fn schedule_events(&self) {
+        schedule::<HANDLE_EVENT>();
+    }
+
     /// Runs [`Device::retry`].
     pub(crate) fn schedule_retry(&self) {
         schedule::<RETRY>();
@@ -199,6 +204,18 @@ impl Device {
         }
         // What was sent since the device could be found waits for it.
         self.transmit();
+    }
+
+    /// The device broke the rules: virtio works with one of its queues no more. All connections are
+    /// over, and nothing is sent or received until the device is probed again. What it has of our
+    /// memory stays its own until it is reset.
+    ///
+    /// Not with the lock of a socket held.
+    pub(crate) fn declare_broken(&self) {
+        if self.transmitter.lock().refuse() {
+            pr_err!("the device is broken: bind it again to use it\n");
+            for_each_connected::<Engine<Guest>>();
+        }
     }
 
     /// Takes everything back from the device, and tells all connections.

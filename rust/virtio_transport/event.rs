@@ -47,8 +47,11 @@ impl Events {
 }
 
 impl Device {
-    /// Handles all events there are.
+    /// Handles all events there are, and what the transmitter has found out.
     pub(crate) fn handle_events(&self) {
+        if self.transmitter.lock().has_broken_queue() {
+            self.declare_broken();
+        }
         let mut events = self.events.lock();
         // Torn down.
         let Some(events) = &mut *events else {
@@ -60,7 +63,12 @@ impl Device {
                 self.handle_event(event);
             }
             events.fill();
-            if events.0.queue().enable_callback() || events.0.queue().is_broken() {
+            let is_idle = events.0.queue().enable_callback();
+            if events.0.queue().is_broken() {
+                self.declare_broken();
+                return;
+            }
+            if is_idle {
                 return;
             }
         }

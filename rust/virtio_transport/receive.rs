@@ -216,7 +216,12 @@ impl Device {
             if !receiver.refill() {
                 self.schedule_retry();
             }
-            if receiver.ring.queue().enable_callback() || receiver.ring.queue().is_broken() {
+            let is_idle = receiver.ring.queue().enable_callback();
+            if receiver.ring.queue().is_broken() {
+                self.declare_broken();
+                return None;
+            }
+            if is_idle {
                 return None;
             }
         }

@@ -21,6 +21,8 @@ pub(crate) struct Transmitter {
     receiver_waits: bool,
     /// There will be a callback when the device has read something.
     is_armed: bool,
+    /// The device broke the rules: nothing is sent any more.
+    is_broken: bool,
 }
 
 /// What a transmitter leaves behind when it stops.
@@ -37,6 +39,8 @@ pub(crate) struct Aftermath {
     receiver_may_go_on: bool,
     /// Something waits, and nothing that is on its way will come back and move it.
     is_stuck: bool,
+    /// The device broke the rules.
+    is_broken: bool,
 }
 
 impl Transmitter {
@@ -47,18 +51,34 @@ impl Transmitter {
             reply_limit,
             receiver_waits: false,
             is_armed: false,
+            is_broken: false,
         }
+    }
+
+    /// Takes no packets from now on; whether it took them before.
+    pub(crate) fn refuse(&mut self) -> bool {
+        !core::mem::replace(&mut self.is_broken, true)
+    }
+
+    /// Whether the device broke the rules of the transmit queue.
+    pub(crate) fn has_broken_queue(&mut self) -> bool {
+        self.ring
+            .as_mut()
+            .is_some_and(|ring| ring.queue().is_broken())
     }
 
     /// Whether the receiver may make one more reply. If not, it will be told when.
     pub(crate) fn takes_replies(&mut self) -> bool {
+        if self.is_broken {
+            return false;
+        }
         self.receiver_waits = self.backlog.replies() >= self.reply_limit;
         !self.receiver_waits
     }
 
-    /// Queues a packet behind those that wait. False if the device was torn down.
+    /// Queues a packet behind those that wait. False if the device was torn down, or is broken.
     fn push(&mut self, packet: KBox<Packet<Guest>>) -> bool {
-        if self.ring.is_none() {
+        if self.ring.is_none() || self.is_broken {
             return false;
         }
         self.backlog.push(packet);
@@ -124,6 +144,7 @@ impl Transmitter {
                 done,
                 receiver_may_go_on: false,
                 is_stuck: false,
+                is_broken: false,
             };
         };
         if ring.queue().needs_kick() {
@@ -135,6 +156,7 @@ impl Transmitter {
             done,
             receiver_may_go_on,
             is_stuck: !self.backlog.is_empty() && !ring.is_busy(),
+            is_broken: !self.is_broken && ring.queue().is_broken(),
         }
     }
 
@@ -232,6 +254,10 @@ impl Device {
         }
         if aftermath.is_stuck {
             self.schedule_retry();
+        }
+        if aftermath.is_broken {
+            // Not here: the caller may hold the lock of a socket.
+            self.schedule_events();
         }
         drop(aftermath.done);
     }
