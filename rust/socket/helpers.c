@@ -5,6 +5,7 @@
  */
 #include <linux/net.h>
 #include <linux/poll.h>
+#include <linux/rcupdate.h>
 #include <linux/sockptr.h>
 #include <linux/vm_sockets.h>
 #include <net/af_vsock.h>
@@ -31,4 +32,10 @@ bool rvsock_helper_socket_is_over(struct sock *sk)
 void rvsock_helper_socket_lock(struct sock *sk)
 {
 	lock_sock(sk);
+}
+
+/* A macro where no task can be preempted in the kernel. */
+void rvsock_helper_socket_synchronize_tasks(void)
+{
+	synchronize_rcu_tasks();
 }

@@ -27,5 +27,5 @@ pub const CID_LOCAL: u32 = rvsock_bindings::bindings::VMADDR_CID_LOCAL;
 /// pointer to our function, and not have arrived there yet.
 pub fn wait_for_callbacks() {
     // SAFETY: Always safe to call where sleeping is allowed.
-    unsafe { rvsock_bindings::bindings::synchronize_rcu_tasks() };
+    unsafe { rvsock_bindings::bindings::socket_synchronize_tasks() };
 }
