@@ -34,10 +34,10 @@ impl Run {
         } else {
             gfp
         };
-        Ok(Self {
-            bytes: KVec::from_elem(0, capacity, gfp)?,
-            filled: 0,
-        })
+        let mut bytes = KVec::with_capacity(capacity, gfp | flags::__GFP_ZERO)?;
+        // SAFETY: That many bytes were allocated, and all of them are zero.
+        unsafe { bytes.inc_len(capacity) };
+        Ok(Self { bytes, filled: 0 })
     }
 
     /// A run filled with the next `len` bytes of `source`. May sleep. `EFAULT` if they cannot be
@@ -99,9 +99,9 @@ impl Run {
         let room = self.room_mut();
         let len = room.len().min(bytes.len());
         let (now, rest) = bytes.split_at_checked(len).unwrap_or((&[], bytes));
-        for (to, from) in room.iter_mut().zip(now) {
-            *to = *from;
-        }
+        // SAFETY: There is room for as many bytes, and nobody else has this memory.
+        // `copy_from_slice()` would compare the lengths once more, and panic.
+        unsafe { core::ptr::copy_nonoverlapping(now.as_ptr(), room.as_mut_ptr(), now.len()) };
         self.filled = self.filled.saturating_add(now.len());
         rest
     }
