@@ -213,8 +213,6 @@ fn a_capture_shows_every_packet_of_a_conversation_once(setup: &Setup) -> anyhow:
         (there, OP_PAYLOAD, READ_WRITE, b"question"),
         (back, OP_PAYLOAD, READ_WRITE, b"answer"),
         (there, OP_DISCONNECT, SHUTDOWN, b""),
-        // One when it was told, one when it closes.
-        (back, OP_DISCONNECT, RESET, b""),
         (back, OP_DISCONNECT, RESET, b""),
     ];
     let mut rest = expected.iter();
@@ -228,7 +226,9 @@ fn a_capture_shows_every_packet_of_a_conversation_once(setup: &Setup) -> anyhow:
             continue;
         }
         frame.check(setup)?;
-        if frame.monitor_op() == OP_CONTROL {
+        // C sends a second reset when the socket closes.
+        let is_repeated = rest.len() == 0 && frame.op() == RESET;
+        if frame.monitor_op() == OP_CONTROL || is_repeated {
             continue;
         }
         let seen = (

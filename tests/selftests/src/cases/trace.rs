@@ -91,8 +91,6 @@ fn converse(setup: &Setup, kind: Kind, name: &str, flags: [&str; 2]) -> anyhow::
         (&there, 6, "RW", flags[0], false),
         (&there, 5000, "RW", flags[1], true),
         (&there, 0, "SHUTDOWN", "0x3", false),
-        // One when it was told, one when it closes.
-        (&back, 0, "RST", "0x0", false),
         (&back, 0, "RST", "0x0", false),
     ];
     let received = packets.map(|(ends, len, op, flags, _)| {
@@ -107,7 +105,7 @@ fn converse(setup: &Setup, kind: Kind, name: &str, flags: [&str; 2]) -> anyhow::
     wait_until("the last packet is received", || {
         trace
             .lines(EVENTS[1])
-            .is_ok_and(|lines| lines.iter().filter(|line| line.contains("op=RST")).count() == 2)
+            .is_ok_and(|lines| lines.iter().any(|line| line.contains("op=RST")))
     })?;
     ensure_eq!(
         of_conversation(trace.lines(EVENTS[0])?, &there, &back),
@@ -122,9 +120,11 @@ fn converse(setup: &Setup, kind: Kind, name: &str, flags: [&str; 2]) -> anyhow::
     Ok(())
 }
 
-/// The lines of one conversation; when credit is updated is left to the implementation.
+/// The lines of one conversation; when credit is updated is left to the implementation. C sends a
+/// second reset when the socket closes.
 fn of_conversation(mut lines: Vec<String>, there: &str, back: &str) -> Vec<String> {
     lines.retain(|line| line.starts_with(there) || line.starts_with(back));
     lines.retain(|line| !line.contains("op=CREDIT_UPDATE"));
+    lines.dedup_by(|next, line| next.contains("op=RST") && line.contains("op=RST"));
     lines
 }
