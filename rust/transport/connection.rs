@@ -193,7 +193,8 @@ impl Connection {
             Kind::Seqpacket if self.readable_messages() == 0 => u32::MAX,
             Kind::Seqpacket => 0,
         };
-        self.incoming.lock().credit.poll_update(low_water)
+        let capacity = self.capacity();
+        self.incoming.lock().credit.poll_update(low_water, capacity)
     }
 
     /// Queues payload for the reader. Does not sleep. Gives back what was not kept, to be freed or

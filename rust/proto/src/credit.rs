@@ -15,7 +15,7 @@ use crate::count::Count;
 ///
 /// Half of what a peer sends at once ([`MAX_PAYLOAD`](crate::MAX_PAYLOAD)): a sender that has used
 /// up a large window gets it back in pieces that are worth a packet.
-const MAX_UPDATE_STEP: u32 = 32 * 1024;
+const MAX_UPDATE_STEP: u32 = 256 * 1024;
 
 /// What a received header did to the room for sending.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -229,16 +229,19 @@ impl ReceiveCredit {
 
     /// Whether the peer has to be told now, by a packet of its own if there is no other.
     ///
-    /// Room goes back in steps of a quarter of the window, 32 KiB at most: neither does the peer
-    /// wait for the last byte, nor does it get a packet for each (silly window syndrome). But if
-    /// fewer than `low_water` bytes are queued, the reader waits for the peer and the peer maybe
-    /// for room, and anything is told. `low_water` is `SO_RCVLOWAT` for a stream, and [`u32::MAX`]
-    /// for a seqpacket socket that has no complete message: the rest of it may need every byte.
+    /// Room goes back in steps of half the window, 256 KiB at most: neither does the peer wait for
+    /// the last byte, nor does it get a packet for each (silly window syndrome). But if fewer than
+    /// `low_water` bytes are queued, the reader waits for the peer and the peer maybe for room, and
+    /// anything is told. `low_water` is `SO_RCVLOWAT` for a stream, and [`u32::MAX`] for a seqpacket
+    /// socket that has no complete message: the rest of it may need every byte.
+    ///
+    /// `capacity` is [that](TransmitCredit::capacity) of the other direction: a Linux peer limits
+    /// what it sends by its own window as well.
     ///
     /// To be asked after [`consume()`](Self::consume) and when `low_water` changes.
     #[inline]
-    pub fn poll_update(&self, low_water: u32) -> bool {
-        let step = (self.window / 4).min(MAX_UPDATE_STEP);
+    pub fn poll_update(&self, low_water: u32, capacity: u32) -> bool {
+        let step = (self.window.min(capacity) / 2).min(MAX_UPDATE_STEP);
         let news = self.unadvertised();
         let freed = news > 0 && (news >= step || self.queued < low_water);
         freed || self.window != self.advertised.buf_alloc
@@ -420,7 +423,7 @@ mod tests {
         assert_eq!(credit.handle_payload(u32::MAX), Ok(()));
         assert_eq!(credit.handle_payload(1), Err(Overrun));
         credit.consume(u32::MAX);
-        assert!(credit.poll_update(0));
+        assert!(credit.poll_update(0, WINDOW));
         assert_eq!(credit.advertise().fwd_cnt, u32::MAX);
         assert_eq!(credit.handle_payload(u32::MAX), Ok(()));
         credit.consume(u32::MAX);
@@ -443,29 +446,39 @@ mod tests {
         (1..=window)
             .find(|_| {
                 credit.consume(1);
-                credit.poll_update(0)
+                credit.poll_update(0, u32::MAX)
             })
             .unwrap()
     }
 
     #[test]
-    fn room_goes_back_in_quarters_of_the_window_and_32_kib_at_most() {
+    fn room_goes_back_in_halves_of_the_window_and_256_kib_at_most() {
         assert_eq!(step(1), 1);
-        assert_eq!(step(400), 100);
-        assert_eq!(step(128 * 1024), 32 * 1024);
-        assert_eq!(step(4 * 1024 * 1024), 32 * 1024);
+        assert_eq!(step(400), 200);
+        assert_eq!(step(512 * 1024), 256 * 1024);
+        assert_eq!(step(4 * 1024 * 1024), 256 * 1024);
     }
 
     #[test]
     fn a_reader_that_waits_for_the_peer_tells_it_of_every_byte() {
         let mut credit = receiver(WINDOW);
         credit.handle_payload(1000).unwrap();
-        assert!(!credit.poll_update(u32::MAX));
+        assert!(!credit.poll_update(u32::MAX, WINDOW));
         credit.consume(1);
-        assert!(!credit.poll_update(999));
-        assert!(credit.poll_update(1000));
+        assert!(!credit.poll_update(999, WINDOW));
+        assert!(credit.poll_update(1000, WINDOW));
         credit.advertise();
-        assert!(!credit.poll_update(1000));
+        assert!(!credit.poll_update(1000, WINDOW));
+    }
+
+    #[test]
+    fn a_peer_that_limits_itself_is_told_in_smaller_steps() {
+        let mut credit = receiver(WINDOW);
+        credit.handle_payload(20).unwrap();
+        credit.consume(10);
+        assert!(!credit.poll_update(1, 22));
+        assert!(credit.poll_update(1, 20));
+        assert!(credit.poll_update(1, 0));
     }
 
     #[test]
@@ -473,9 +486,9 @@ mod tests {
         let mut credit = receiver(WINDOW);
         assert!(!credit.set_window(WINDOW));
         assert!(credit.set_window(WINDOW / 2));
-        assert!(credit.poll_update(0));
+        assert!(credit.poll_update(0, WINDOW));
         credit.advertise();
-        assert!(!credit.poll_update(u32::MAX));
+        assert!(!credit.poll_update(u32::MAX, WINDOW));
     }
 
     #[test]
@@ -485,7 +498,7 @@ mod tests {
             assert_eq!(tx.take(u32::MAX), WINDOW);
             rx.handle_payload(WINDOW).unwrap();
             rx.consume(WINDOW);
-            assert!(rx.poll_update(1));
+            assert!(rx.poll_update(1, WINDOW));
             let Advertisement { buf_alloc, fwd_cnt } = rx.advertise();
             assert!(tx.handle_peer(buf_alloc, fwd_cnt).opened);
         }

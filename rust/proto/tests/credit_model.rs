@@ -166,7 +166,7 @@ impl Endpoint {
             Kind::Seqpacket if self.ends.is_empty() => u32::MAX,
             Kind::Seqpacket => 0,
         };
-        if self.rx.poll_update(low_water) {
+        if self.rx.poll_update(low_water, self.tx.capacity()) {
             self.send(peer, Operation::CreditUpdate, 0, Vec::new());
         }
     }
