@@ -133,6 +133,9 @@ impl<L: Link> Transport for Engine<L> {
     }
 
     fn unsent_bytes(connection: &Connection) -> usize {
+        if connection.unsent_bytes() > 0 {
+            L::settle();
+        }
         connection.unsent_bytes()
     }
 

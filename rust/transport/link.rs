@@ -48,6 +48,11 @@ pub trait Link: Sized + Send + Sync + 'static {
     /// Drops what is queued for `sock` and has not been sent. Called with the socket lock held.
     fn cancel(sock: &Sock) -> Result;
 
+    /// Settles packets that the other end has read, if that is not done as soon as it has: somebody
+    /// wants to know what is unsent, or waits for it to become nothing. Process context, with a
+    /// socket lock held.
+    fn settle() {}
+
     /// All peers are gone, or one is: called for each connected socket, as
     /// [`Transport::reset_connected`](af_vsock::Transport::reset_connected).
     fn reset_connected(sock: &Sock) {

@@ -20,6 +20,7 @@ pub struct Packet<L: Link> {
     payload: Option<SkBuff>,
     sender: Option<SockRef>,
     is_reply: bool,
+    is_awaited: bool,
     /// Bytes of payload that a link has sent, which sends packets in parts.
     sent: u32,
     next: Option<KBox<Packet<L>>>,
@@ -38,18 +39,20 @@ impl<L: Link> Packet<L> {
             payload: None,
             sender,
             is_reply,
+            is_awaited: false,
             sent: 0,
             next: None,
         };
         KBox::new(packet, GFP_KERNEL)
     }
 
-    /// A packet with payload. May sleep.
+    /// A packet with payload; `is_awaited`: somebody waits for its end. May sleep.
     pub(crate) fn data(
         header: Header,
         payload: SkBuff,
         sender: SockRef,
         connection: StateRef<Engine<L>>,
+        is_awaited: bool,
     ) -> Result<KBox<Self>, AllocError> {
         let unsent = Unsent::new(connection, payload.len() as usize);
         let packet = Self {
@@ -58,6 +61,7 @@ impl<L: Link> Packet<L> {
             payload: Some(payload),
             sender: Some(sender),
             is_reply: false,
+            is_awaited,
             sent: 0,
             next: None,
         };
@@ -68,6 +72,12 @@ impl<L: Link> Packet<L> {
     /// makes one side send because the other did.
     pub fn is_reply(&self) -> bool {
         self.is_reply
+    }
+
+    /// Whether the sender waits for the end of the packet, as for that of a zero-copy send: a link
+    /// must not put it off.
+    pub fn is_awaited(&self) -> bool {
+        self.is_awaited
     }
 
     /// The socket that sent it; none for a reset on behalf of no socket.

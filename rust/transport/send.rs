@@ -183,7 +183,13 @@ impl<'a, L: Link> Sending<'a, L> {
             flags: self.message_flags(message).bits(),
             ..addressed(self.template, self.connection, len)
         };
-        let packet = Packet::data(header, payload, sock.reference(), self.connection.clone())?;
+        let packet = Packet::data(
+            header,
+            payload,
+            sock.reference(),
+            self.connection.clone(),
+            self.zerocopy.is_some(),
+        )?;
         trace_allocated(&packet.header, self.refers);
         L::send(packet, sock.net())?;
         Ok(len)

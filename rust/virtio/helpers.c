@@ -9,6 +9,8 @@
 #include <linux/virtio.h>
 #include <linux/virtio_config.h>
 
+/* A header, and a payload in one piece. */
+#define RVSOCK_FEW_PIECES 2
 /* A header, what lies in the head of an sk_buff, its fragments. */
 #define RVSOCK_MAX_PIECES (MAX_SKB_FRAGS + 2)
 
@@ -31,13 +33,25 @@ void rvsock_helper_virtio_device_ready(struct virtio_device *vdev)
 	virtio_device_ready(vdev);
 }
 
-int rvsock_helper_virtqueue_add_out(struct virtqueue *vq, const struct kvec *pieces,
+static noinline int rvsock_add_many(struct virtqueue *vq, const struct kvec *pieces,
 				    unsigned int n, void *token)
 {
 	struct scatterlist sg[RVSOCK_MAX_PIECES];
 
 	if (n > ARRAY_SIZE(sg))
 		return -EINVAL;
+	rvsock_fill(sg, pieces, n);
+	return virtqueue_add_outbuf(vq, sg, n, token, GFP_ATOMIC);
+}
+
+int rvsock_helper_virtqueue_add_out(struct virtqueue *vq, const struct kvec *pieces,
+				    unsigned int n, void *token)
+{
+	/* CONFIG_INIT_STACK_ALL_ZERO clears it for each packet, so no larger than most need. */
+	struct scatterlist sg[RVSOCK_FEW_PIECES];
+
+	if (n > ARRAY_SIZE(sg))
+		return rvsock_add_many(vq, pieces, n, token);
 	rvsock_fill(sg, pieces, n);
 	return virtqueue_add_outbuf(vq, sg, n, token, GFP_ATOMIC);
 }

@@ -58,6 +58,11 @@ impl<P: StableBytes, C, const N: usize> OutQueue<P, C, N> {
         self.free.len() < self.slots.len()
     }
 
+    /// Whether half of the slots are occupied, or more.
+    pub fn is_half_full(&self) -> bool {
+        self.free.len() <= self.slots.len() / 2
+    }
+
     /// Posts a buffer. Gives payload and companion back if the ring is full (`ENOSPC`), or cannot
     /// take that many pieces. Does not sleep.
     pub fn post(
@@ -85,9 +90,22 @@ impl<P: StableBytes, C, const N: usize> OutQueue<P, C, N> {
     }
 
     fn add(&mut self, slot: usize, header: [u8; N], payload: Option<&P>) -> Result {
+        // Most payload is in one piece; the list of pieces is cleared for each packet.
+        match payload.map_or(0, |payload| payload.pieces().count()) {
+            0 | 1 => self.add_pieces::<2>(slot, header, payload),
+            _ => self.add_pieces::<MAX_PIECES>(slot, header, payload),
+        }
+    }
+
+    fn add_pieces<const MAX: usize>(
+        &mut self,
+        slot: usize,
+        header: [u8; N],
+        payload: Option<&P>,
+    ) -> Result {
         let place = self.headers.as_mut_slice().get_mut(slot).ok_or(ENOSPC)?;
         place.0 = header;
-        let mut pieces: [bindings::kvec; MAX_PIECES] = core::array::from_fn(|_| pin_init::zeroed());
+        let mut pieces: [bindings::kvec; MAX] = core::array::from_fn(|_| pin_init::zeroed());
         let mut count = 0;
         let header = core::iter::once(place.0.as_slice());
         let payload = payload.into_iter().flat_map(StableBytes::pieces);

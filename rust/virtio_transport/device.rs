@@ -5,13 +5,14 @@
 use crate::{event::Events, link::Guest, receive::Receiver, transmit::Transmitter};
 use af_vsock::{for_each_connected, CID_ANY};
 use kernel::{
-    impl_has_work, new_mutex, new_spinlock, new_work,
+    impl_has_delayed_work, impl_has_work, new_delayed_work, new_mutex, new_spinlock, new_work,
     prelude::*,
     sync::{
         atomic::{ordering, Atomic},
         Arc, Mutex, SpinLock,
     },
-    workqueue::{Work, WorkItem},
+    time::msecs_to_jiffies,
+    workqueue::{DelayedWork, Work, WorkItem},
 };
 use rvsock_bindings::{RcuSlot, WorkQueue};
 use virtio::{Driver, DriverTable, InQueue, OutQueue, Virtqueue};
@@ -65,6 +66,8 @@ pub(crate) struct Device {
     #[pin]
     transmit_work: Work<Self, TRANSMIT>,
     #[pin]
+    reclaim_work: DelayedWork<Self, RECLAIM>,
+    #[pin]
     event_work: Work<Self, HANDLE_EVENT>,
     #[pin]
     retry_work: Work<Self, RETRY>,
@@ -73,14 +76,22 @@ pub(crate) struct Device {
 /// Numbers of the work items.
 const RECEIVE: u64 = 0;
 const TRANSMIT: u64 = 1;
-const HANDLE_EVENT: u64 = 2;
-const RETRY: u64 = 3;
+const RECLAIM: u64 = 2;
+const HANDLE_EVENT: u64 = 3;
+const RETRY: u64 = 4;
+
+/// How long what was sent may lie in the ring when nobody waits for its end, in milliseconds.
+const RECLAIM_DELAY: u32 = 10;
 
 impl_has_work! {
     impl HasWork<Self, RECEIVE> for Device { self.receive_work }
     impl HasWork<Self, TRANSMIT> for Device { self.transmit_work }
     impl HasWork<Self, HANDLE_EVENT> for Device { self.event_work }
     impl HasWork<Self, RETRY> for Device { self.retry_work }
+}
+
+impl_has_delayed_work! {
+    impl HasDelayedWork<Self, RECLAIM> for Device { self.reclaim_work }
 }
 
 impl WorkItem<RECEIVE> for Device {
@@ -92,6 +103,14 @@ impl WorkItem<RECEIVE> for Device {
 }
 
 impl WorkItem<TRANSMIT> for Device {
+    type Pointer = Arc<Self>;
+
+    fn run(this: Arc<Self>) {
+        this.transmit();
+    }
+}
+
+impl WorkItem<RECLAIM> for Device {
     type Pointer = Arc<Self>;
 
     fn run(this: Arc<Self>) {
@@ -146,6 +165,17 @@ impl Device {
         schedule::<HANDLE_EVENT>();
     }
 
+    /// Runs [`Device::transmit`] after a while.
+    pub(crate) fn schedule_reclaim(&self) {
+        if let Some(device) = DEVICE.get() {
+            CLOSE_QUEUE.with(|queue| {
+                // Pending already is as good.
+                let delay = msecs_to_jiffies(RECLAIM_DELAY);
+                let _ = queue.enqueue_delayed::<_, RECLAIM>(device, delay);
+            });
+        }
+    }
+
     /// Runs [`Device::retry`].
     pub(crate) fn schedule_retry(&self) {
         schedule::<RETRY>();
@@ -187,6 +217,7 @@ impl Device {
                 events <- new_mutex!(Some(events), "Device::events"),
                 receive_work <- new_work!("Device::receive_work"),
                 transmit_work <- new_work!("Device::transmit_work"),
+                reclaim_work <- new_delayed_work!("Device::reclaim_work"),
                 event_work <- new_work!("Device::event_work"),
                 retry_work <- new_work!("Device::retry_work"),
             }? Error),

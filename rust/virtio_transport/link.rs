@@ -63,6 +63,12 @@ impl Link for Guest {
         Ok(())
     }
 
+    fn settle() {
+        if let Some(device) = DEVICE.get() {
+            device.transmit();
+        }
+    }
+
     fn takes_pieces(pieces: usize) -> bool {
         DEVICE
             .with(|device| pieces <= device.pieces_max())

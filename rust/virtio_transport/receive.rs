@@ -25,8 +25,10 @@ const LARGE: Supply = Supply {
     run: 32 * 1024,
     total: 2 * 1024 * 1024,
 };
-/// So many buffers filled to the brim in a row call for large ones.
+/// So many buffers filled to the brim in a row call for large ones. They do not if packets are as
+/// large as a small buffer by chance: each try that shows it makes the next one later.
 const FULL_IN_A_ROW: u32 = 8;
+const FULL_IN_A_ROW_MAX: u32 = 1 << 16;
 /// So many packets in a row that would have fit a small buffer make large ones a waste.
 const SMALL_IN_A_ROW: u32 = 256;
 /// With fewer buffers than these nothing may come in that makes us look for more.
@@ -55,6 +57,8 @@ pub(crate) struct Receiver {
     unannounced: usize,
     full_in_a_row: u32,
     small_in_a_row: u32,
+    /// What `full_in_a_row` has to reach.
+    patience: u32,
 }
 
 impl Receiver {
@@ -66,6 +70,7 @@ impl Receiver {
             unannounced: 0,
             full_in_a_row: 0,
             small_in_a_row: 0,
+            patience: FULL_IN_A_ROW,
         }
     }
 
@@ -139,12 +144,18 @@ impl Receiver {
     /// Chooses the size of buffers by what comes in.
     fn adapt(&mut self, run: &Run) {
         let count = |counter: u32, up: bool| if up { counter.saturating_add(1) } else { 0 };
-        let is_full = run.len() == run.capacity();
-        self.full_in_a_row = count(self.full_in_a_row, is_full);
+        let is_large = run.len() > SMALL.run;
         // A small buffer that is full says nothing of what the packet would fit.
-        self.small_in_a_row = count(self.small_in_a_row, !is_full && run.len() <= SMALL.run);
-        if self.full_in_a_row >= FULL_IN_A_ROW {
+        let is_small = !is_large && run.len() < run.capacity();
+        self.full_in_a_row = count(self.full_in_a_row, run.len() == run.capacity());
+        self.small_in_a_row = count(self.small_in_a_row, is_small);
+        if is_large {
+            self.patience = FULL_IN_A_ROW;
+        }
+        if self.full_in_a_row >= self.patience {
             self.supply = LARGE;
+            self.patience = self.patience.saturating_mul(8).min(FULL_IN_A_ROW_MAX);
+            self.full_in_a_row = 0;
         }
         if self.small_in_a_row >= SMALL_IN_A_ROW {
             self.supply = SMALL;

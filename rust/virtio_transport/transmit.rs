@@ -19,10 +19,23 @@ pub(crate) struct Transmitter {
     /// So many waiting replies stop the receiver: it would make more of them.
     reply_limit: usize,
     receiver_waits: bool,
-    /// There will be a callback when the device has read something.
-    is_armed: bool,
     /// The device broke the rules: nothing is sent any more.
     is_broken: bool,
+    /// What will take back what the device has read.
+    reclaim: Reclaim,
+}
+
+/// Who takes back what the device has read, beside a sender that needs the room.
+///
+/// A callback costs an interrupt, so there is one only where somebody waits.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Reclaim {
+    /// Nobody: nothing is posted, or it was posted since the last look.
+    Nobody,
+    /// Work that runs in a while.
+    Later,
+    /// The callback.
+    Callback,
 }
 
 /// What a transmitter leaves behind when it stops.
@@ -37,6 +50,8 @@ pub(crate) struct Aftermath {
     /// Packets to be dropped: that wakes their senders.
     done: PacketQueue<Guest>,
     receiver_may_go_on: bool,
+    /// What was posted has to be taken back some time.
+    reclaim_later: bool,
     /// Something waits, and nothing that is on its way will come back and move it.
     is_stuck: bool,
     /// The device broke the rules.
@@ -50,7 +65,7 @@ impl Transmitter {
             backlog: PacketQueue::new(),
             reply_limit,
             receiver_waits: false,
-            is_armed: false,
+            reclaim: Reclaim::Nobody,
             is_broken: false,
         }
     }
@@ -85,14 +100,16 @@ impl Transmitter {
         true
     }
 
-    /// Moves what waits into the ring. What the device has read is taken back only where that makes
-    /// room, or where no callback will do it.
-    fn send(&mut self) -> Aftermath {
+    /// Moves what waits into the ring. What the device has read is taken back where that makes
+    /// room; otherwise later, unless `prompt`: then the callback does it.
+    fn send(&mut self, prompt: bool) -> Aftermath {
         let mut done = PacketQueue::new();
-        if self.is_armed {
-            self.post_all(&mut done);
+        if let Some(ring) = self.ring.as_mut().filter(|ring| ring.is_half_full()) {
+            reclaim(ring, &mut done);
         }
-        if !self.is_armed || !self.backlog.is_empty() {
+        self.post_all(&mut done);
+        let armed = self.reclaim == Reclaim::Callback;
+        if !self.backlog.is_empty() || (prompt && !armed) {
             self.reclaim_and_post(&mut done);
         }
         self.finish(done)
@@ -118,7 +135,7 @@ impl Transmitter {
     }
 
     /// Leaves the callback armed if anything is out there: that has to come back with nobody
-    /// sending any more, because close() may wait for it, and so do completions of zero-copy sends.
+    /// sending any more.
     fn reclaim_and_post(&mut self, done: &mut PacketQueue<Guest>) {
         loop {
             if let Some(ring) = &mut self.ring {
@@ -129,9 +146,12 @@ impl Transmitter {
             let Some(ring) = &mut self.ring else {
                 return;
             };
-            self.is_armed = ring.is_busy();
-            if !self.is_armed || ring.queue().enable_callback_delayed() || ring.queue().is_broken()
-            {
+            if !ring.is_busy() {
+                self.reclaim = Reclaim::Nobody;
+                return;
+            }
+            self.reclaim = Reclaim::Callback;
+            if ring.queue().enable_callback_delayed() || ring.queue().is_broken() {
                 return;
             }
         }
@@ -143,6 +163,7 @@ impl Transmitter {
             return Aftermath {
                 done,
                 receiver_may_go_on: false,
+                reclaim_later: false,
                 is_stuck: false,
                 is_broken: false,
             };
@@ -152,9 +173,14 @@ impl Transmitter {
         }
         let receiver_may_go_on = self.receiver_waits && self.backlog.replies() < self.reply_limit;
         self.receiver_waits &= !receiver_may_go_on;
+        let reclaim_later = self.reclaim == Reclaim::Nobody && ring.is_busy();
+        if reclaim_later {
+            self.reclaim = Reclaim::Later;
+        }
         Aftermath {
             done,
             receiver_may_go_on,
+            reclaim_later,
             is_stuck: !self.backlog.is_empty() && !ring.is_busy(),
             is_broken: !self.is_broken && ring.queue().is_broken(),
         }
@@ -224,12 +250,13 @@ impl Device {
             Some(skb) => deliver_tap(&packet.header, TapPayload::Buffer(skb)),
             None => deliver_tap(&packet.header, TapPayload::Bytes(&[])),
         }
+        let prompt = packet.is_awaited();
         let aftermath = {
             let mut transmitter = self.transmitter.lock();
             if !transmitter.push(packet) {
                 return Err(ENODEV);
             }
-            transmitter.send()
+            transmitter.send(prompt)
         };
         self.finish(aftermath);
         Ok(())
@@ -251,6 +278,9 @@ impl Device {
     fn finish(&self, aftermath: Aftermath) {
         if aftermath.receiver_may_go_on {
             self.schedule_receive();
+        }
+        if aftermath.reclaim_later {
+            self.schedule_reclaim();
         }
         if aftermath.is_stuck {
             self.schedule_retry();
