@@ -310,13 +310,7 @@ impl<F: Family> Connection<F> {
         outgoing.keep(message)?;
         if is_first {
             self.is_full.store(1, ordering::Relaxed);
-            // Room may have come before the flag was there to be seen.
-            kernel::sync::barrier::smp_mb();
-            self.try_again(if self.socket.is_writable() {
-                0
-            } else {
-                PATIENCE
-            });
+            self.wait_for_room();
         }
         Ok(())
     }
@@ -337,10 +331,22 @@ impl<F: Family> Connection<F> {
         })
     }
 
-    /// Runs the work that sends what is kept, after a delay.
-    fn try_again(&self, delay: usize) {
-        // SAFETY: The work is initialized; `detach` ends it.
-        unsafe { bindings::sunrpc_requeue_delayed(self.send_more.get(), delay) };
+    /// Runs the work that sends what is kept when there is room, or the client's time is up.
+    fn wait_for_room(&self) {
+        // SAFETY: The work is initialized; `detach` ends it. If it is waiting already, it goes on to
+        // do so: it may have been told to run at once.
+        unsafe { bindings::sunrpc_queue_delayed(self.send_more.get(), PATIENCE) };
+        // Room may have come before anybody looked for it.
+        kernel::sync::barrier::smp_mb();
+        if self.socket.is_writable() {
+            self.try_now();
+        }
+    }
+
+    /// Runs the work that sends what is kept.
+    fn try_now(&self) {
+        // SAFETY: As above.
+        unsafe { bindings::sunrpc_requeue_delayed(self.send_more.get(), 0) };
     }
 
     /// # Safety
@@ -367,13 +373,7 @@ impl<F: Family> Connection<F> {
                 // SAFETY: The transport is valid.
                 unsafe { bindings::svc_xprt_enqueue(self.xprt.get()) }
             }
-            Ok(false) if outgoing.stalled() < PATIENCE => {
-                self.try_again(if self.socket.is_writable() {
-                    0
-                } else {
-                    PATIENCE
-                });
-            }
+            Ok(false) if outgoing.stalled() < PATIENCE => self.wait_for_room(),
             _ => self.close(),
         }
     }
@@ -392,7 +392,7 @@ impl<F: Family> Events for Connection<F> {
 
     fn writable(&self) {
         if self.is_full.load(ordering::Relaxed) != 0 {
-            self.try_again(0);
+            self.try_now();
         }
     }
 
