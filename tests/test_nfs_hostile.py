@@ -4,8 +4,8 @@
 import pathlib
 
 import hostile_rpc
-import nfs
 import pytest
+from rig import nfs
 
 pytestmark = [pytest.mark.nfs, pytest.mark.hostile]
 

@@ -6,8 +6,10 @@ import pathlib
 import shlex
 from collections.abc import Iterator
 
-import rig
-from rig import programs, transports
+from . import programs, transports
+from .channel import Result
+from .guest import Guest
+from .host import Host
 
 MODULE = "sunrpc_vsock"
 PARAMETER = f"/sys/module/{MODULE}/parameters/allowed_cids"
@@ -56,7 +58,7 @@ def program(name: str) -> pathlib.Path:
 class Server:
     """The NFS server of a machine, without a network."""
 
-    def __init__(self, machine: rig.Host):
+    def __init__(self, machine: Host):
         self.machine = machine
         self.command = machine.program(program("nfs-vsock"))
         self._daemons: list = []
@@ -84,7 +86,7 @@ class Server:
         """Stops it; its clients wait."""
         self.machine.shell(f"echo 0 > {NFSD}/threads")
 
-    def run(self, *arguments: str, **options) -> rig.Result:
+    def run(self, *arguments: str, **options) -> Result:
         """Runs `nfs-vsock`."""
         return self.machine.run([self.command, *arguments], **options)
 
@@ -113,16 +115,16 @@ class Server:
 class Client:
     """A guest that mounts."""
 
-    def __init__(self, machine: rig.Guest):
+    def __init__(self, machine: Guest):
         self.machine = machine
         helper = machine.program(program("mount-nfs-vsock"))
         machine.shell(f"ln -sf {helper} /usr/bin/mount.nfs_vsock; mkdir -p {MOUNT}")
 
-    def mount(self, options: str = "", source: str = "2:/", target: str = MOUNT, **how) -> rig.Result:
+    def mount(self, options: str = "", source: str = "2:/", target: str = MOUNT, **how) -> Result:
         command = ["mount", "-t", "nfs_vsock", *(["-o", options] if options else []), source, target]
         return self.machine.run(command, **how)
 
-    def unmount(self, target: str = MOUNT, **how) -> rig.Result:
+    def unmount(self, target: str = MOUNT, **how) -> Result:
         return self.machine.run(["umount", target], **how)
 
     @contextlib.contextmanager
@@ -139,19 +141,41 @@ class Client:
         self.machine.shell("sync; echo 3 > /proc/sys/vm/drop_caches")
 
 
-def load(machine: rig.Host | rig.Guest) -> None:
+def load(machine: Host | Guest) -> None:
     """Loads our module, anew."""
     unload(machine)
     transports.insert(machine, transports.built(MODULE))
 
 
-def unload(machine: rig.Host | rig.Guest) -> None:
+def unload(machine: Host | Guest) -> None:
     """Unloads it; waits for sockets that were closed."""
     if MODULE in machine.loaded_modules():
         transports.wait_until_unused(machine, MODULE)
         machine.run(["rmmod", MODULE])
 
 
-def checksum(machine: rig.Host | rig.Guest, path: str) -> str:
+def checksum(machine: Host | Guest, path: str) -> str:
     command = f"sha256sum < {shlex.quote(path)}"
     return machine.shell(command, timeout=BULK_TIMEOUT).stdout.split()[0]
+
+
+# A lock of NFS is one of POSIX on the server's file, which flock(1) does not see.
+LOCK = """
+import fcntl, sys, time
+deadline = time.monotonic() + float(sys.argv[2])
+with open(sys.argv[1], "r+") as file:
+    while True:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                sys.exit("somebody holds it")
+            time.sleep(0.2)
+"""
+
+
+def can_lock(host: Host, path: str, seconds: float = 0) -> bool:
+    """Whether a file of the server is free, now or within some time."""
+    command = ["python3", "-c", LOCK, path, str(seconds)]
+    return host.run(command, timeout=60 + seconds, check=False).status == 0
