@@ -11,12 +11,12 @@ from collections.abc import Iterator
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 import rig  # noqa: E402
-from demo import files, greeting, loaded, programs, secure_shell, traffic, unloading  # noqa: E402
+from demo import files, greeting, loaded, programs, secure_shell, shared_directory, traffic, unloading  # noqa: E402
 from demo.screen import Screen  # noqa: E402
 from demo.stage import CID_GUEST, CID_HOST, LANGUAGES, SIDES, Stage, Unexpected, install  # noqa: E402
-from rig import acceleration, runs, transports  # noqa: E402
+from rig import acceleration, nfs, runs, transports  # noqa: E402
 
-STEPS = (loaded, greeting, secure_shell, files, traffic, unloading)
+STEPS = (loaded, greeting, secure_shell, files, traffic, shared_directory, unloading)
 
 # An emulator copies `rep movsb` byte by byte, which hides everything else; without these two flags
 # the kernel copies with other instructions.
@@ -46,14 +46,17 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 def open_stage(screen: Screen, sides: dict[str, str]) -> Iterator[Stage]:
     """Boots the machines and loads the modules."""
     with contextlib.ExitStack() as machines:
-        with screen.timed("building the samples"):
+        with screen.timed("building the programs"):
             samples = programs.build()
+            nfs.program("nfs-vsock")
         with screen.timed("booting the host VM"):
             cpu = "max" if acceleration.hardware() else EMULATED_CPU
             host = machines.enter_context(rig.host(cpu=cpu))
             host.load("host", sides["host"])
         with screen.timed("booting a guest in it, without a network device"):
-            guest = machines.enter_context(host.guest(cid=CID_GUEST, programs=programs.GUEST))
+            guest = machines.enter_context(
+                host.guest(cid=CID_GUEST, programs=programs.GUEST, modules=nfs.GUEST_MODULES)
+            )
         stage = Stage(screen, host, guest, sides)
         with screen.timed(f"loading {stage.modules('guest')[-1]} in the guest"):
             guest.load("guest", sides["guest"])

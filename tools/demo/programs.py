@@ -5,13 +5,14 @@ import os
 import pathlib
 import subprocess
 
-from rig import RigError, runs
+from rig import RigError, nfs, runs
 
 SAMPLES = ("vsock-echo", "vsock-transfer")
 
 # The guest's root is busybox and these. sshd starts the two behind it by their paths.
 GUEST = (
     *("socat", "ss", "tcpdump"),
+    *nfs.GUEST_PROGRAMS,
     *("sshd", "/usr/lib/openssh/sshd-session", "/usr/lib/openssh/sshd-auth", "ssh-keygen"),
 )
 

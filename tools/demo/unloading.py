@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Step 6: the modules go, and leave nothing behind."""
+"""Step 7: the modules go, and leave nothing behind."""
 
 from .stage import Stage
 
