@@ -51,8 +51,13 @@ fn identify(identifier: &Path, machine_id: &Path) -> Result<()> {
         _ => return Ok(()),
     }
     let machine = fs::read_to_string(machine_id).unwrap_or_default();
-    let cid = vsock::get_local_cid().map_or_else(|_| "unknown".to_owned(), |cid| cid.to_string());
-    let name = format!("vsock-{cid}-{}", machine.trim());
+    let cid = vsock::get_local_cid().map_or_else(|_| String::new(), |cid| cid.to_string());
+    let parts = ["vsock", &cid, machine.trim()];
+    let name = parts
+        .into_iter()
+        .filter(|part| !part.is_empty())
+        .collect::<Vec<_>>()
+        .join("-");
     fs::write(identifier, name).with_context(|| format!("cannot write {}", identifier.display()))
 }
 

@@ -107,6 +107,8 @@ impl Options {
             "remount" => self.remount = true,
             "retry" => self.retry = u64::from(number()?),
             "port" => self.port = Some(number()?).filter(|port| *port != 0),
+            // What mount of busybox adds: it takes the CID for an IPv4 address.
+            "addr" if value.starts_with("0.") => {}
             "bg" => return Err(OptionError::Background(word.to_owned())),
             "xprtsec" if value != "none" => return Err(OptionError::Tls(word.to_owned())),
             "tcp" | "udp" | "rdma" => return Err(OptionError::Ours(word.to_owned())),
@@ -195,6 +197,11 @@ mod tests {
         let list = "defaults,_netdev,nofail,x-systemd.automount,noauto,retry=2";
         assert_eq!(told(list), format!("vers=4.2,{REST}"));
         assert_eq!(parse(list).unwrap().retry, 2);
+    }
+
+    #[test]
+    fn what_busybox_makes_of_a_cid_is_left_out() {
+        assert_eq!(told("rw,addr=0.0.0.2"), format!("vers=4.2,{REST}"));
     }
 
     #[test]
