@@ -64,13 +64,14 @@ class Guest(Machine):
         programs: Iterable[str] = (),
         modules: Iterable[str] = (),
         forward: Mapping[int, int] | None = None,
+        devices: Iterable[str] = (),
         vsock: Mapping[str, object] | None = VSOCK,
     ):
         """`programs` of the tree and kernel `modules` are added to the guest's root.
 
         `forward` gives the guest a network device and maps TCP ports of the host to the guest's;
-        the host is 10.0.2.2 then. `vsock` has the properties of the vsock device but its CID; None for
-        no device.
+        the host is 10.0.2.2 then. `devices` are further arguments of QEMU. `vsock` has the properties of
+        the vsock device but its CID; None for no device.
         """
         super().__init__()
         self.host = host
@@ -100,6 +101,7 @@ class Guest(Machine):
             *("-device", "virtserialport,bus=serial.0,chardev=agent,name=rvsock.agent"),
             *("-qmp", f"unix:{self._monitor_path},server=on,wait=off"),
             *network(forward),
+            *devices,
         ]
         arguments += ["-device", json.dumps(self._device)] if vsock else []
         self._start(arguments, session)

@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: GPL-2.0
+"""NFS over vsock with server and clients on one kernel: operations, statistics, hostile peers."""
+
+import contextlib
+import pathlib
+from collections.abc import Iterator
+
+import hostile_rpc
+import pytest
+from rig import nfs, transports
+from rig.nfs import EXPORT, MOUNT
+
+pytestmark = pytest.mark.nfs
+
+PROGRAM = str(pathlib.Path(hostile_rpc.__file__).resolve())
+CID_LOCAL = 1
+SOURCE = "[fdf5:7c6b:3a10::1]:/"
+# What the mount helper says to the kernel.
+OPTIONS = "vers=4.2,proto=rdma6,port={port},addr=fdf5:7c6b:3a10::1,clientaddr=::"
+
+# Where the hostile server listens.
+PORT = 3049
+# Fewer than the connections that do not read: if each took one, none would be left.
+THREADS = 2
+
+
+@pytest.fixture(scope="module", params=["c", "rust"])
+def server(request, host):
+    """A server and its clients on the same kernel."""
+    host.unload("host")
+    host.load("loopback", request.param)
+    nfs.load(host)
+    server = nfs.Server(host)
+    server.prepare()
+    server.start(THREADS)
+    server.export(CID_LOCAL)
+    server.allow(CID_LOCAL)
+    yield server
+    server.close()
+    nfs.unload(host)
+    host.unload("loopback")
+
+
+@contextlib.contextmanager
+def mounted(host, options: str = OPTIONS.format(port=nfs.PORT)) -> Iterator[None]:
+    host.run(["mount", "-i", "-t", "nfs4", "-o", options, SOURCE, MOUNT])
+    try:
+        yield
+    finally:
+        host.run(["umount", MOUNT])
+
+
+def python(host, program: str, *arguments: str, timeout: float = 60) -> str:
+    return host.run(["python3", "-c", program, *arguments], timeout=timeout).stdout
+
+
+SPARSE = f"""
+import os
+with open("{MOUNT}/sparse", "wb") as file:
+    os.posix_fallocate(file.fileno(), 0, 1 << 20)
+    file.truncate(4 << 20)
+    file.seek(3 << 20)
+    file.write(b"data")
+with open("{MOUNT}/sparse", "rb") as file:
+    print(os.lseek(file.fileno(), 1 << 20, os.SEEK_DATA), os.lseek(file.fileno(), 3 << 20, os.SEEK_DATA))
+"""
+COPY = f"""
+import os
+with open("{MOUNT}/from", "wb") as file:
+    file.write(os.urandom(1 << 20))
+with open("{MOUNT}/from", "rb") as source, open("{MOUNT}/to", "wb") as target:
+    print(os.copy_file_range(source.fileno(), target.fileno(), 1 << 20))
+"""
+
+
+def test_holes_are_told_from_data(server, host):
+    with mounted(host):
+        assert python(host, SPARSE) == f"{3 << 20} {3 << 20}\n"
+
+
+def test_the_server_copies_by_itself(server, host):
+    with mounted(host):
+        before = operations(host, "COPY")
+        assert python(host, COPY) == f"{1 << 20}\n"
+        assert operations(host, "COPY") > before
+        host.run(["cmp", f"{EXPORT}/from", f"{EXPORT}/to"])
+
+
+def operations(host, name: str) -> int:
+    """How often the client has asked for an operation."""
+    lines = host.run(["cat", "/proc/self/mountstats"]).stdout.splitlines()
+    return next(int(line.split()[1]) for line in lines if line.split()[:1] == [f"{name}:"])
+
+
+def test_another_file_system_below_the_export_is_there(server, host):
+    host.shell(f"mkdir -p {EXPORT}/below; mount -t tmpfs nfs-below {EXPORT}/below; echo deep > {EXPORT}/below/file")
+    try:
+        address = server.run("address", str(CID_LOCAL)).stdout.strip()
+        access = "rw,no_root_squash,no_subtree_check"
+        lines = f"{EXPORT} {address}({access},fsid=0,crossmnt)\n{EXPORT}/below {address}({access},fsid=1)\n"
+        host.shell("cat > /etc/exports; exportfs -ra", input=lines.encode())
+        with mounted(host):
+            assert host.run(["cat", f"{MOUNT}/below/file"]).stdout == "deep\n"
+            host.run(["umount", f"{MOUNT}/below"])
+    finally:
+        server.export(CID_LOCAL)
+        host.run(["umount", f"{EXPORT}/below"])
+
+
+def test_a_client_that_was_forgotten_comes_back(server, host):
+    with mounted(host):
+        host.run(["ls", MOUNT])
+        host.shell(f"for client in {nfs.NFSD}/clients/*/ctl; do echo expire > $client; done")
+        host.shell(f"echo again > {MOUNT}/again; cat {MOUNT}/again", timeout=120)
+
+
+def test_random_writes_are_read_back(server, host):
+    job = ["--rw=randrw", "--bs=4k-256k", "--size=16M", "--verify=crc32c", "--ioengine=psync", "--direct=1"]
+    with mounted(host, OPTIONS.format(port=nfs.PORT) + ",nconnect=2"):
+        host.run(["fio", "--name=verify", "--directory", MOUNT, "--numjobs=2", *job], timeout=600)
+    host.shell(f"rm -rf {EXPORT}/*")
+
+
+@pytest.mark.parametrize("tool", ["mountstats", "nfsiostat"])
+def test_statistics_are_as_tools_expect_them(server, host, tool):
+    with mounted(host):
+        host.shell(f"echo x > {MOUNT}/x; cat {MOUNT}/x")
+        output = host.run([tool, MOUNT]).stdout
+    assert MOUNT in output
+
+
+def test_with_rdma_loaded_it_serves_all_the_same(server, host):
+    """Mounts have one place for both; who comes second has none."""
+    if host.run(["modprobe", "-n", "rpcrdma"], check=False).status:
+        pytest.skip("this kernel has no rpcrdma")
+    server.stop()
+    nfs.unload(host)
+    host.run(["modprobe", "rpcrdma"])
+    try:
+        transports.insert(host, transports.built(nfs.MODULE))
+        assert "no mounts from here: rpcrdma is loaded" in host.kernel_log()
+        server.start()
+        server.allow(CID_LOCAL)
+        host.run(["python3", PROGRAM, "client", str(CID_LOCAL), str(nfs.PORT), "half_a_marker"])
+        helper = host.program(nfs.program("mount-nfs-vsock"))
+        result = host.run([helper, "local:/", MOUNT], check=False)
+        assert result.status == 32
+        assert "the module rpcrdma" in result.stderr
+        server.stop()
+        nfs.unload(host)
+    finally:
+        host.run(["modprobe", "-r", "rpcrdma"])
+    nfs.load(host)
+    server.start()
+    server.allow(CID_LOCAL)
+
+
+@pytest.mark.hostile
+@pytest.mark.parametrize("case", hostile_rpc.CLIENT_CASES, ids=lambda case: case.__name__)
+def test_a_hostile_client(server, host, case):
+    command = ["python3", PROGRAM, "client", str(CID_LOCAL), str(nfs.PORT), case.__name__]
+    result = host.run(command, timeout=300, check=False)
+    assert result.status == 0, result.stdout + result.stderr
+
+
+@pytest.mark.hostile
+@pytest.mark.parametrize("case", hostile_rpc.SERVER_CASES, ids=lambda case: case.__name__)
+def test_a_hostile_server(server, host, case):
+    attacker = host.start(["python3", PROGRAM, "server", str(PORT), case.__name__])
+    try:
+        attacker.wait_for("listening", 60)
+        options = OPTIONS.format(port=PORT) + ",soft,timeo=10,retrans=1"
+        command = ["mount", "-i", "-t", "nfs4", "-o", options, SOURCE, MOUNT]
+        # It never becomes a mount; some of them go on trying.
+        result = host.run(["timeout", "-s", "KILL", "4", *command], check=False)
+        assert result.status != 0
+        assert "called" in attacker.stdout
+    finally:
+        attacker.kill()
+    # The module is still of use.
+    with mounted(host):
+        host.run(["ls", MOUNT])
