@@ -136,6 +136,7 @@ impl<D: Driver> Device<D> {
         guard.check_owner()?;
         if let Err(error) = self.all_queues().try_for_each(|queue| queue.start()) {
             guard.stop_queues();
+            self.driver.stopped();
             return Err(error);
         }
         self.driver.started();

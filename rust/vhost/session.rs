@@ -65,7 +65,9 @@ impl<'a> Session<'a> {
         unsafe { (*self.queue).num as usize }
     }
 
-    /// The next buffer of the guest, if there is one. An error if what is there makes no sense.
+    /// The next buffer of the guest, if there is one. An error if what is there makes no sense, of
+    /// which the vhost core has told the owner of the device, or if the IOTLB does not know where
+    /// it is (`EAGAIN`): it is asked for, and the worker comes back when the answer is there.
     pub fn next_buffer(&mut self) -> Result<Option<Buffer<'_, 'a>>> {
         let (mut out, mut input, mut logged, mut count) = (0, 0, 0, 0);
         // SAFETY: By the type invariants the queue is locked and notifications are off.
@@ -112,18 +114,19 @@ impl<'a> Session<'a> {
         unsafe { bindings::vhost_exceeds_weight(self.queue, self.packets, self.bytes) }
     }
 
-    /// Asks the guest to notify us from now on, and ends the session; false if it has made a
-    /// buffer available meanwhile, and the session goes on.
-    pub fn wait_for_guest(&mut self) -> bool {
+    /// Asks the guest to notify us from now on, and ends the session; gives it back if the guest
+    /// has made a buffer available meanwhile.
+    pub fn wait_for_guest(mut self) -> Option<Self> {
         self.tell();
         // SAFETY: By the type invariants the queue is locked.
         unsafe {
-            if bindings::vhost_enable_notify(self.device, self.queue) {
-                bindings::vhost_disable_notify(self.device, self.queue);
-                return false;
+            if !bindings::vhost_enable_notify(self.device, self.queue) {
+                return None;
             }
+            bindings::vhost_disable_notify(self.device, self.queue);
         }
-        true
+        // INVARIANT: Notifications are off again.
+        Some(self)
     }
 
     /// Tells the guest of the used buffers now, and signals it: for what must not wait for the end

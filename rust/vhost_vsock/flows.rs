@@ -2,10 +2,11 @@
 
 //! The packets that wait for a guest, and whose turn it is.
 //!
-//! Packets of one connection stay in order; connections take turns (deficit round robin, with
-//! those first that had nothing to send lately): a bulk transfer does not keep a ping waiting for
-//! as much as its window holds. Packets without a socket use the key of the connection they speak
-//! of, so that a reset does not overtake, nor is overtaken by, what belongs to the same ports.
+//! Packets of one connection stay in order; connections take turns (deficit round robin). Who sends
+//! little comes first: a connection that has not used up its share of a round does not wait for the
+//! others, so that a bulk transfer keeps no ping waiting. Packets without a socket use the key of
+//! the connection they speak of, so that a reset does not overtake, nor is overtaken by, what
+//! belongs to the same ports.
 
 use crate::link::Host;
 use af_vsock::Sock;
@@ -13,34 +14,45 @@ use kernel::{
     prelude::*,
     rbtree::{RBTree, RBTreeNode, RBTreeNodeReservation},
 };
-use vsock_proto::Header;
+use vsock_proto::{Header, HEADER_LEN};
 use vsock_transport::{Packet, PacketQueue};
 
-/// Bytes that a connection may send before it is the next one's turn. With eight bulk transfers
-/// this makes 128 KiB for a connection that has used up its turn.
+/// Bytes that a connection may send in a round.
 const QUANTUM: i64 = 16 * 1024;
 
 /// Both ports; one CID is the host's, the other the guest's.
 type Key = u64;
 
+/// Where a flow can be kept in the tree.
+pub(crate) type Place = RBTreeNodeReservation<Key, Flow>;
+
 /// Packets of all connections to a guest.
 pub(crate) struct Flows {
     flows: RBTree<Key, Flow>,
-    /// Those that had nothing to send when their first packet came: served first, once.
-    fresh: Turns,
-    /// The others, in the order of their turns.
+    /// Those that have no more to send than is left of their share: served first.
+    light: Turns,
+    /// The others, and those that have nothing to send and a part of their share left.
     regular: Turns,
     replies: usize,
     /// Of a flow that ended, for the next one to begin.
-    spare: Option<RBTreeNodeReservation<Key, Flow>>,
+    spare: Option<Place>,
 }
 
 /// Packets of a connection.
-struct Flow {
+pub(crate) struct Flow {
     packets: PacketQueue<Host>,
-    /// Bytes left of its turn.
+    /// Bytes of its packets.
+    backlog: i64,
+    /// Bytes left of its share.
     deficit: i64,
-    /// Next in its list of turns.
+    light: Link,
+    regular: Link,
+}
+
+/// Where a flow stands in a list of turns.
+#[derive(Default)]
+struct Link {
+    is_listed: bool,
     next: Option<Key>,
 }
 
@@ -51,6 +63,73 @@ struct Turns {
     last: Option<Key>,
 }
 
+#[derive(Clone, Copy)]
+enum Turn {
+    Light,
+    Regular,
+}
+
+impl Flow {
+    fn new() -> Self {
+        Self {
+            packets: PacketQueue::new(),
+            backlog: 0,
+            deficit: QUANTUM,
+            light: Link::default(),
+            regular: Link::default(),
+        }
+    }
+
+    fn link(&mut self, turn: Turn) -> &mut Link {
+        match turn {
+            Turn::Light => &mut self.light,
+            Turn::Regular => &mut self.regular,
+        }
+    }
+
+    fn push(&mut self, packet: KBox<Packet<Host>>) {
+        self.backlog = self.backlog.saturating_add(cost(packet.unsent()));
+        self.packets.push(packet);
+    }
+
+    /// The next packet, if there are at most `limit` bytes.
+    fn pop(&mut self, limit: i64) -> Option<KBox<Packet<Host>>> {
+        if self.backlog > limit {
+            return None;
+        }
+        let packet = self.packets.pop()?;
+        self.backlog = self.backlog.saturating_sub(cost(packet.unsent()));
+        Some(packet)
+    }
+
+    /// Puts the packet that was popped last back, as it was or sent in part.
+    fn put_back(&mut self, packet: KBox<Packet<Host>>) {
+        self.backlog = self.backlog.saturating_add(cost(packet.unsent()));
+        self.packets.push_front(packet);
+    }
+
+    fn remove_from(&mut self, sock: &Sock, removed: &mut PacketQueue<Host>) {
+        for packet in self.packets.remove_from(sock) {
+            self.backlog = self.backlog.saturating_sub(cost(packet.unsent()));
+            removed.push(packet);
+        }
+    }
+
+    /// Where its turn is due.
+    fn turn(&self) -> Turn {
+        if self.backlog <= self.deficit {
+            Turn::Light
+        } else {
+            Turn::Regular
+        }
+    }
+}
+
+/// What sending `payload` bytes costs of a share.
+fn cost(payload: u32) -> i64 {
+    i64::from(payload).saturating_add(HEADER_LEN as i64)
+}
+
 fn key(header: &Header) -> Key {
     u64::from(header.source.port) << 32 | u64::from(header.destination.port)
 }
@@ -59,7 +138,7 @@ impl Flows {
     pub(crate) fn new() -> Self {
         Self {
             flows: RBTree::new(),
-            fresh: Turns::default(),
+            light: Turns::default(),
             regular: Turns::default(),
             replies: 0,
             spare: None,
@@ -71,67 +150,69 @@ impl Flows {
         self.replies
     }
 
-    /// Queues a packet. `ENOMEM` if it is the first of its connection and there is no memory. Does
-    /// not sleep.
-    pub(crate) fn push(&mut self, packet: KBox<Packet<Host>>) -> Result {
+    /// Queues a packet; gives it back if it needs a `place` of its own. Does not sleep.
+    pub(crate) fn push(
+        &mut self,
+        packet: KBox<Packet<Host>>,
+        place: Option<Place>,
+    ) -> Result<(), KBox<Packet<Host>>> {
         let key = key(&packet.header);
         let is_reply = packet.is_reply();
-        match self.flows.get_mut(&key) {
-            Some(flow) => flow.packets.push(packet),
-            None => self.begin(key, packet)?,
-        }
+        let turn = match self.flows.get_mut(&key) {
+            Some(flow) => {
+                flow.push(packet);
+                flow.turn()
+            }
+            None => match self.spare.take().or(place) {
+                Some(place) => self.begin(key, packet, place),
+                None => return Err(packet),
+            },
+        };
+        self.append(turn, key);
         self.replies = self.replies.saturating_add(usize::from(is_reply));
         Ok(())
     }
 
     /// A connection has something to send again.
-    fn begin(&mut self, key: Key, packet: KBox<Packet<Host>>) -> Result {
-        let place = match self.spare.take() {
-            Some(place) => place,
-            None => RBTreeNodeReservation::new(GFP_ATOMIC)?,
-        };
-        let mut flow = Flow {
-            packets: PacketQueue::new(),
-            deficit: QUANTUM,
-            next: None,
-        };
-        flow.packets.push(packet);
+    fn begin(&mut self, key: Key, packet: KBox<Packet<Host>>, place: Place) -> Turn {
+        let mut flow = Flow::new();
+        flow.push(packet);
+        let turn = flow.turn();
         self.flows.insert(place.into_node(key, flow));
-        let mut fresh = self.fresh;
-        self.append(&mut fresh, key);
-        self.fresh = fresh;
-        Ok(())
+        turn
     }
 
     /// Takes the packet whose turn it is.
     pub(crate) fn pop(&mut self) -> Option<KBox<Packet<Host>>> {
-        loop {
-            let is_fresh = self.fresh.first.is_some();
-            let key = self.fresh.first.or(self.regular.first)?;
-            let flow = self.flows.get_mut(&key)?;
-            if flow.deficit <= 0 {
-                flow.deficit = flow.deficit.saturating_add(QUANTUM);
-                self.take_first(is_fresh);
-                self.append_regular(key);
+        let packet = loop {
+            if let Some(key) = self.light.first {
+                let flow = self.flows.get_mut(&key)?;
+                if let Some(packet) = flow.pop(flow.deficit) {
+                    break packet;
+                }
+                self.take_first(Turn::Light);
+                self.append(Turn::Regular, key);
                 continue;
             }
-            match flow.packets.pop() {
-                Some(packet) => {
-                    self.replies = self.replies.saturating_sub(usize::from(packet.is_reply()));
-                    return Some(packet);
-                }
-                // A fresh flow that has nothing more waits behind the others once, or it could
-                // keep them waiting for ever by being fresh again and again.
-                None if is_fresh && self.regular.first.is_some() => {
-                    self.take_first(true);
-                    self.append_regular(key);
-                }
-                None => {
-                    self.take_first(is_fresh);
-                    self.end(key);
+            let key = self.regular.first?;
+            let flow = self.flows.get_mut(&key)?;
+            let is_due = flow.deficit > 0;
+            if is_due {
+                if let Some(packet) = flow.pop(i64::MAX) {
+                    break packet;
                 }
             }
-        }
+            // Its round is over. Who is in debt stays, packets or not.
+            flow.deficit = flow.deficit.saturating_add(QUANTUM);
+            self.take_first(Turn::Regular);
+            if is_due {
+                self.end(key);
+            } else {
+                self.append(Turn::Regular, key);
+            }
+        };
+        self.replies = self.replies.saturating_sub(usize::from(packet.is_reply()));
+        Some(packet)
     }
 
     /// Puts a packet back that was popped last, as it was or sent in part.
@@ -139,16 +220,14 @@ impl Flows {
         self.replies = self.replies.saturating_add(usize::from(packet.is_reply()));
         // The flow is there: it ends only when it is found empty.
         if let Some(flow) = self.flows.get_mut(&key(&packet.header)) {
-            flow.packets.push_front(packet);
+            flow.put_back(packet);
         }
     }
 
-    /// Bytes of the connection of `header` were sent.
-    pub(crate) fn charge(&mut self, header: &Header, bytes: usize) {
+    /// `payload` bytes of the connection of `header` were sent.
+    pub(crate) fn charge(&mut self, header: &Header, payload: u32) {
         if let Some(flow) = self.flows.get_mut(&key(header)) {
-            flow.deficit = flow
-                .deficit
-                .saturating_sub(i64::try_from(bytes).unwrap_or(i64::MAX));
+            flow.deficit = flow.deficit.saturating_sub(cost(payload));
         }
     }
 
@@ -156,12 +235,35 @@ impl Flows {
     pub(crate) fn remove_from(&mut self, sock: &Sock) -> PacketQueue<Host> {
         let mut removed = PacketQueue::new();
         for flow in self.flows.values_mut() {
-            for packet in flow.packets.remove_from(sock) {
-                removed.push(packet);
-            }
+            flow.remove_from(sock, &mut removed);
         }
         self.replies = self.replies.saturating_sub(removed.replies());
+        if !removed.is_empty() {
+            self.end_empty();
+        }
         removed
+    }
+
+    /// Ends flows that have nothing to send. Their turn may never come, if the guest takes nothing.
+    fn end_empty(&mut self) {
+        for turn in [Turn::Light, Turn::Regular] {
+            let mut next = core::mem::take(self.turns(turn)).first;
+            while let Some(flow) = next.and_then(|key| self.flows.get_mut(&key)) {
+                let key = next;
+                next = core::mem::take(flow.link(turn)).next;
+                if let (Some(key), false) = (key, flow.packets.is_empty()) {
+                    self.append(turn, key);
+                }
+            }
+        }
+        let mut cursor = self.flows.cursor_front_mut();
+        while let Some(current) = cursor {
+            cursor = if current.current().1.packets.is_empty() {
+                current.remove_current().0
+            } else {
+                current.move_next()
+            };
+        }
     }
 
     /// Takes out everything.
@@ -175,32 +277,38 @@ impl Flows {
         }
     }
 
-    fn append_regular(&mut self, key: Key) {
-        let mut regular = self.regular;
-        self.append(&mut regular, key);
-        self.regular = regular;
-    }
-
-    fn append(&mut self, turns: &mut Turns, key: Key) {
-        match turns.last.and_then(|last| self.flows.get_mut(&last)) {
-            Some(last) => last.next = Some(key),
-            None => turns.first = Some(key),
+    fn turns(&mut self, turn: Turn) -> &mut Turns {
+        match turn {
+            Turn::Light => &mut self.light,
+            Turn::Regular => &mut self.regular,
         }
-        turns.last = Some(key);
     }
 
-    /// Takes the first flow out of its list.
-    fn take_first(&mut self, is_fresh: bool) {
-        let turns = if is_fresh {
-            &mut self.fresh
-        } else {
-            &mut self.regular
-        };
-        let Some(flow) = turns.first.and_then(|first| self.flows.get_mut(&first)) else {
+    /// Puts a flow at the end of a list, unless it is there already.
+    fn append(&mut self, turn: Turn, key: Key) {
+        let Some(flow) = self.flows.get_mut(&key) else {
             return;
         };
-        turns.first = flow.next.take();
-        if turns.first.is_none() {
+        if core::mem::replace(&mut flow.link(turn).is_listed, true) {
+            return;
+        }
+        let last = self.turns(turn).last.replace(key);
+        match last.and_then(|last| self.flows.get_mut(&last)) {
+            Some(last) => last.link(turn).next = Some(key),
+            None => self.turns(turn).first = Some(key),
+        }
+    }
+
+    /// Takes the first flow out of a list.
+    fn take_first(&mut self, turn: Turn) {
+        let first = self.turns(turn).first;
+        let Some(flow) = first.and_then(|first| self.flows.get_mut(&first)) else {
+            return;
+        };
+        let next = core::mem::take(flow.link(turn)).next;
+        let turns = self.turns(turn);
+        turns.first = next;
+        if next.is_none() {
             turns.last = None;
         }
     }

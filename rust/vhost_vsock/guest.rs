@@ -2,7 +2,12 @@
 
 //! A guest: its device, and what waits for it.
 
-use crate::{flows::Flows, guest_to_host, host_to_guest, link::Host, registry::REGISTRY};
+use crate::{
+    flows::{Flows, Place},
+    guest_to_host, host_to_guest,
+    link::Host,
+    registry::REGISTRY,
+};
 use af_vsock::{for_each_connected, Net, OwnedNet, Sock};
 use kernel::{
     impl_has_work, new_spinlock, new_work,
@@ -96,8 +101,9 @@ impl Guest {
         Some(self.cid.load(ordering::Relaxed)).filter(|cid| *cid != 0)
     }
 
-    pub(crate) fn set_cid(&self, cid: u32) {
-        self.cid.store(cid, ordering::Relaxed);
+    /// Takes a CID, or 0 for none; returns the one it had.
+    pub(crate) fn set_cid(&self, cid: u32) -> Option<u32> {
+        Some(self.cid.xchg(cid, ordering::Full)).filter(|cid| *cid != 0)
     }
 
     /// Whether both sides know seqpacket sockets.
@@ -107,11 +113,23 @@ impl Guest {
 
     /// Queues a packet for the guest. `EHOSTUNREACH` if it is not running: waiting for it would be
     /// in vain, as nobody would be listening there.
-    pub(crate) fn send(&self, packet: KBox<Packet<Host>>) -> Result {
-        if !self.is_running.load(ordering::Acquire) {
-            return Err(host_unreachable());
+    pub(crate) fn send(&self, mut packet: KBox<Packet<Host>>) -> Result {
+        let mut place = None;
+        loop {
+            // A packet that is dropped wakes its sender, so not under the lock.
+            let mut flows = self.flows.lock();
+            // Asked with the lock held: who stops the guest says so, and empties the queue then.
+            if !self.is_running.load(ordering::Relaxed) {
+                drop(flows);
+                return Err(host_unreachable());
+            }
+            match flows.push(packet, place.take()) {
+                Ok(()) => break,
+                Err(back) => packet = back,
+            }
+            drop(flows);
+            place = Some(Place::new(GFP_KERNEL)?);
         }
-        self.flows.lock().push(packet)?;
         self.bell.ring();
         Ok(())
     }
@@ -169,7 +187,8 @@ impl Driver for GuestDevice {
 
     fn stopped(&self) {
         self.0.is_running.store(false, ordering::Release);
-        // What waited for this boot of the guest must not reach the next one.
+        // What waited for this boot of the guest must not reach the next one. Who sends later has
+        // the lock after us, and finds that the guest does not run.
         let left = self.0.flows.lock().take_all();
         drop(left);
     }

@@ -30,22 +30,23 @@ struct Packet {
 /// Receives what the guest has sent. Runs in the device's worker.
 pub(crate) fn run(device: &Device<GuestDevice>) {
     let guest = device.driver().guest();
-    if let Some(mut session) = device.queue(TX).and_then(|queue| queue.session()) {
-        receive_all(guest, &mut session);
+    if let Some(session) = device.queue(TX).and_then(|queue| queue.session()) {
+        receive_all(guest, session);
     }
 }
 
-fn receive_all(guest: &Arc<Guest>, session: &mut Session<'_>) {
+fn receive_all(guest: &Arc<Guest>, mut session: Session<'_>) {
     loop {
         if must_wait(guest, session.size()) {
             return;
         }
         let Ok(buffer) = session.next_buffer() else {
-            return session.report_error();
+            return;
         };
         let Some(buffer) = buffer else {
-            if session.wait_for_guest() {
-                return;
+            match session.wait_for_guest() {
+                Some(again) => session = again,
+                None => return,
             }
             continue;
         };

@@ -18,8 +18,8 @@ const SIGNAL_BYTES: usize = 64 * 1024;
 /// Sends what waits, as far as the guest has posted buffers. Runs in the device's worker.
 pub(crate) fn run(device: &Device<GuestDevice>) {
     let guest = device.driver().guest();
-    if let Some(mut session) = device.queue(RX).and_then(|queue| queue.session()) {
-        send_all(guest, &mut session);
+    if let Some(session) = device.queue(RX).and_then(|queue| queue.session()) {
+        send_all(guest, session);
     }
     resume_transmit(device);
 }
@@ -38,7 +38,7 @@ fn resume_transmit(device: &Device<GuestDevice>) {
     }
 }
 
-fn send_all(guest: &Guest, session: &mut Session<'_>) {
+fn send_all(guest: &Guest, mut session: Session<'_>) {
     let mut unsignalled: usize = 0;
     loop {
         // Nothing to send. Notifications stay off: the guest's buffers are of no interest now.
@@ -50,8 +50,9 @@ fn send_all(guest: &Guest, session: &mut Session<'_>) {
         };
         let Some(buffer) = buffer else {
             guest.flows.lock().put_back(packet);
-            if session.wait_for_guest() {
-                return;
+            match session.wait_for_guest() {
+                Some(again) => session = again,
+                None => return,
             }
             continue;
         };
@@ -90,7 +91,7 @@ fn send(
     buffer.used(len.saturating_add(HEADER_LEN as u32));
     packet.advance(len);
     let mut flows = guest.flows.lock();
-    flows.charge(&header, (len as usize).saturating_add(HEADER_LEN));
+    flows.charge(&header, len);
     if len < rest {
         flows.put_back(packet);
     } else {

@@ -100,13 +100,15 @@ impl Registry {
             Some(_) => return Err(address_in_use()),
             None => {}
         }
-        self.remove_locked(guest)?;
         let entry = Entry {
             cid,
             guest: guest.clone(),
         };
-        self.replace(cid, guest, Some(entry))?;
-        guest.set_cid(cid);
+        // Not current before the guest says so; the other one is not from then on.
+        self.replace(cid, Some(entry))?;
+        let old = guest.set_cid(cid);
+        // As in `remove`.
+        let _ = old.map_or(Ok(()), |old| self.replace(old, None));
         Ok(())
     }
 
@@ -115,27 +117,20 @@ impl Registry {
         let _change = self.change.lock();
         // Without memory for a smaller bucket the entry stays until the bucket changes again, but
         // is current no longer.
-        let _ = self.remove_locked(guest);
-        guest.set_cid(0);
-    }
-
-    fn remove_locked(&self, guest: &Arc<Guest>) -> Result {
-        match guest.cid() {
-            Some(cid) => self.replace(cid, guest, None),
-            None => Ok(()),
+        if let Some(cid) = guest.set_cid(0) {
+            let _ = self.replace(cid, None);
         }
     }
 
-    /// Replaces the bucket of `cid` by one without `guest`, and with `entry`. The lock is held.
-    fn replace(&self, cid: u32, guest: &Arc<Guest>, entry: Option<Entry>) -> Result {
+    /// Replaces the bucket of `cid` by one with what is current in it, and with `entry`. The lock is
+    /// held.
+    fn replace(&self, cid: u32, entry: Option<Entry>) -> Result {
         let slot = self.bucket(cid).ok_or(EINVAL)?;
         let old = slot.get();
         let entries = old.as_ref().map_or(&[][..], |bucket| bucket.as_slice());
-        let others = entries
-            .iter()
-            .filter(|entry| entry.is_current() && !Arc::ptr_eq(&entry.guest, guest));
+        let current = entries.iter().filter(|entry| entry.is_current());
         let mut bucket = KVec::with_capacity(entries.len().saturating_add(1), GFP_KERNEL)?;
-        for entry in Iterator::chain(others.cloned(), entry) {
+        for entry in Iterator::chain(current.cloned(), entry) {
             bucket.push_within_capacity(entry).map_err(|_| ENOMEM)?;
         }
         slot.replace(Arc::new(bucket, GFP_KERNEL)?);
