@@ -70,7 +70,11 @@ impl Chunk {
 }
 
 /// Chunks in the order of arrival.
-pub(crate) struct Chunks(Deque<Chunk>);
+pub(crate) struct Chunks {
+    chunks: Deque<Chunk>,
+    /// Bytes that were copied since a buffer was kept.
+    copied: usize,
+}
 
 impl Chunks {
     /// A buffer is kept as it is if payload fills 3/4 of it; what fills less is copied. So no more
@@ -83,32 +87,37 @@ impl Chunks {
     /// between sk_buffs are rarely full, and must not outweigh them.
     const SMALLEST_BUFFER: usize = 16 * 1024;
 
-    /// Room of the first chunk of copies in a row, and of later ones. Their sum grows with what is
-    /// in them, so that a few bytes do not hold a page.
+    /// Room of the first chunk of copies in a row, and the most that later ones have. In between
+    /// they grow with what is in those before, so that few bytes do not hold a page, also if there
+    /// is a buffer that was kept between any two of them.
     const FIRST_COPY: usize = 256;
     const LAST_COPY: usize = 4096;
 
     pub(crate) const fn new() -> Self {
-        Self(Deque::new())
+        Self {
+            chunks: Deque::new(),
+            copied: 0,
+        }
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.chunks.is_empty()
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Chunk> {
-        self.0.iter()
+        self.chunks.iter()
     }
 
     pub(crate) fn front(&self) -> Option<&Chunk> {
-        self.0.front()
+        self.chunks.front()
     }
 
     /// Queues the bytes of a buffer; gives the buffer back, emptied, if it was not kept. Does not
     /// sleep.
     pub(crate) fn push_run(&mut self, mut run: Run) -> Result<Option<Run>, AllocError> {
         if Self::is_worth_keeping(run.len(), run.capacity()) {
-            self.0.push_back(
+            self.copied = 0;
+            self.chunks.push_back(
                 Chunk::Bytes {
                     data: run,
                     start: 0,
@@ -127,7 +136,8 @@ impl Chunks {
     pub(crate) fn push_buffer(&mut self, skb: SkBuff) -> Result<Option<SkBuff>> {
         let len = skb.len() as usize;
         if len >= Self::SMALLEST_BUFFER && Self::is_worth_keeping(len, skb.truesize() as usize) {
-            self.0
+            self.copied = 0;
+            self.chunks
                 .push_back(Chunk::Buffer { skb, start: 0 }, GFP_ATOMIC)?;
             return Ok(None);
         }
@@ -139,7 +149,7 @@ impl Chunks {
 
     /// Appends a copy of `bytes` to the last chunk, as far as that has room, and then to new ones.
     fn copy(&mut self, bytes: &[u8]) -> Result<(), AllocError> {
-        let mut rest = match self.0.back_mut() {
+        let mut rest = match self.chunks.back_mut() {
             Some(Chunk::Bytes { data, .. }) => data.append(bytes),
             _ => bytes,
         };
@@ -149,27 +159,28 @@ impl Chunks {
             let capacity = self.next_copy_capacity().max(wanted.unwrap_or(0));
             let mut data = Run::new(capacity, GFP_ATOMIC)?;
             rest = data.append(rest);
-            self.0
+            self.copied = self.copied.saturating_add(capacity);
+            self.chunks
                 .push_back(Chunk::Bytes { data, start: 0 }, GFP_ATOMIC)?;
         }
         Ok(())
     }
 
-    fn next_copy_capacity(&mut self) -> usize {
-        match self.0.back_mut() {
-            Some(Chunk::Bytes { data, .. }) if data.capacity() < Self::LAST_COPY => {
-                data.capacity().saturating_mul(2)
-            }
-            Some(Chunk::Bytes { .. }) => Self::LAST_COPY,
-            _ => Self::FIRST_COPY,
-        }
+    /// Room of the next chunk of copies: at most a third of what is in those before it is wasted.
+    fn next_copy_capacity(&self) -> usize {
+        // Less than twice a sixth.
+        let fitting = (self.copied / 6).checked_next_power_of_two();
+        fitting
+            .unwrap_or(Self::LAST_COPY)
+            .clamp(Self::FIRST_COPY, Self::LAST_COPY)
     }
 
     /// Moves all chunks of `other` behind ours. A first chunk that fits into our last one is
     /// copied there: a reader who looks after each byte must not leave a chunk for each.
     pub(crate) fn append(&mut self, other: &mut Self) -> Result<(), AllocError> {
+        other.copied = 0;
         if let (Some(Chunk::Bytes { data, .. }), Some(first)) =
-            (self.0.back_mut(), other.0.front_mut())
+            (self.chunks.back_mut(), other.chunks.front_mut())
         {
             if let Chunk::Bytes { data: more, start } = first {
                 let bytes = more.as_slice().get(*start..).unwrap_or(&[]);
@@ -177,30 +188,30 @@ impl Chunks {
                 first.advance(copied);
             }
             if first.len() == 0 {
-                other.0.pop_front();
+                other.chunks.pop_front();
             }
         }
-        self.0.append(&mut other.0, GFP_ATOMIC)
+        self.chunks.append(&mut other.chunks, GFP_ATOMIC)
     }
 
     /// The first `len` bytes were read, or are not wanted.
     pub(crate) fn advance(&mut self, mut len: usize) {
         while len > 0 {
-            let Some(first) = self.0.front_mut() else {
+            let Some(first) = self.chunks.front_mut() else {
                 return;
             };
             let step = len.min(first.len());
             first.advance(step);
             len = len.saturating_sub(step);
             if first.len() == 0 {
-                self.0.pop_front();
+                self.chunks.pop_front();
             }
         }
     }
 
     /// Takes up to `limit` bytes of the first chunk, as an sk_buff; says how many.
     pub(crate) fn pop_skb(&mut self, limit: usize) -> Option<(usize, Result<SkBuff>)> {
-        let first = self.0.front()?;
+        let first = self.chunks.front()?;
         if let Chunk::Bytes { data, start } = first {
             if first.len() > limit {
                 let end = start.saturating_add(limit);
@@ -209,11 +220,11 @@ impl Chunks {
                 return Some((limit, skb.map_err(Error::from)));
             }
         }
-        let chunk = self.0.pop_front()?;
+        let chunk = self.chunks.pop_front()?;
         Some((chunk.len(), chunk.into_skb()))
     }
 
     pub(crate) fn clear(&mut self) {
-        self.0.clear();
+        self.chunks.clear();
     }
 }

@@ -94,9 +94,10 @@ impl Incoming {
         })
     }
 
-    /// Empty messages take no window, so their number has a limit of its own.
-    fn end_message(&mut self, ends_record: bool) -> Result {
-        if self.boundaries.len() >= max_boundaries(self.credit.window()) as usize {
+    /// Empty messages take no window, so their number has a limit of its own: `unread` are waiting,
+    /// here or with the reader.
+    fn end_message(&mut self, ends_record: bool, unread: u32) -> Result {
+        if unread >= max_boundaries(self.credit.window()) {
             return Err(EMSGSIZE);
         }
         let boundary = Boundary {
@@ -206,7 +207,8 @@ impl Connection {
         let mut incoming = self.incoming.lock();
         let left = incoming.push(data)?;
         if flags.contains(MessageFlags::END_OF_MESSAGE) {
-            incoming.end_message(flags.contains(MessageFlags::END_OF_RECORD))?;
+            let unread = self.readable_messages();
+            incoming.end_message(flags.contains(MessageFlags::END_OF_RECORD), unread)?;
             self.readable_messages.add(1, ordering::Relaxed);
         }
         self.readable_bytes
