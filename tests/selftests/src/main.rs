@@ -4,16 +4,12 @@
 //! Both ends of every connection are on this kernel. Each case runs in a process of its own, and
 //! its name says what it shows. The output is KTAP, version 1.
 
-mod case;
 mod cases;
-mod errno;
-mod fault;
-mod pattern;
-mod runner;
-mod socket;
 
 use std::process::ExitCode;
 use std::time::Duration;
+
+use rvsock_selftests::{case, cases, ensure_eq, errno, fault, pattern, runner, socket};
 
 use case::{Case, Setup};
 

@@ -1,0 +1,9 @@
+// SPDX-License-Identifier: GPL-2.0
+//! What programs of cases share: cases and their runner, sockets, and what goes wrong on purpose.
+
+pub mod case;
+pub mod errno;
+pub mod fault;
+pub mod pattern;
+pub mod runner;
+pub mod socket;
