@@ -34,6 +34,7 @@ nowatchdog audit=0 random.trust_cpu=on cryptomgr.notests nokaslr net.ifnames=0
 """.split()
 
 VSOCK = {"driver": "vhost-vsock-pci"}
+VHOST_USER = {"driver": "vhost-user-vsock-pci"}
 
 
 class CommandStream:
@@ -66,12 +67,14 @@ class Guest(Machine):
         forward: Mapping[int, int] | None = None,
         devices: Iterable[str] = (),
         vsock: Mapping[str, object] | None = VSOCK,
+        vhost_user: str | None = None,
     ):
         """`programs` of the tree and kernel `modules` are added to the guest's root.
 
         `forward` gives the guest a network device and maps TCP ports of the host to the guest's;
         the host is 10.0.2.2 then. `devices` are further arguments of QEMU. `vsock` has the properties of
-        the vsock device but its CID; None for no device.
+        the vsock device but its CID; None for no device. `vhost_user` is the socket, in the host, of a
+        program that is the vsock device, and has to be listening; such a device chooses the CID itself.
         """
         super().__init__()
         self.host = host
@@ -79,6 +82,8 @@ class Guest(Machine):
         self.name = f"guest{cid}"
         self.console = Console(self.name, host.directory / f"{self.name}.log", self._fail)
         self._device = vsock and {**vsock, "guest-cid": cid, "id": "vsock"}
+        if vhost_user:
+            self._device = {**VHOST_USER, "chardev": "vsock", "id": "vsock"}
         self._monitor_path = f"/run/{self.name}.qmp"
         self._monitor: Monitor | None = None
         self._emulated = host.run(["test", "-e", "/dev/kvm"], check=False).status != 0
@@ -102,8 +107,9 @@ class Guest(Machine):
             *("-qmp", f"unix:{self._monitor_path},server=on,wait=off"),
             *network(forward),
             *devices,
+            *shared_memory(memory, vhost_user),
         ]
-        arguments += ["-device", json.dumps(self._device)] if vsock else []
+        arguments += ["-device", json.dumps(self._device)] if self._device else []
         self._start(arguments, session)
 
     def _start(self, arguments: list[str], session: str) -> None:
@@ -149,3 +155,13 @@ def network(forward: Mapping[int, int] | None) -> list[str]:
         return []
     rules = "".join(f",hostfwd=tcp:127.0.0.1:{outside}-:{inside}" for outside, inside in forward.items())
     return ["-netdev", f"user,id=net{rules}", "-device", "virtio-net-pci,netdev=net,romfile="]
+
+
+def shared_memory(memory: int, vhost_user: str | None) -> list[str]:
+    """Lets another process reach the guest's memory, and QEMU reach that process."""
+    if vhost_user is None:
+        return []
+    return [
+        *("-object", f"memory-backend-memfd,id=ram,size={memory}M,share=on", "-machine", "memory-backend=ram"),
+        *("-chardev", f"socket,id=vsock,path={vhost_user}"),
+    ]

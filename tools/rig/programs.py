@@ -8,11 +8,14 @@ import subprocess
 from . import runs
 from .errors import RigError
 
+# Named, so that the flags below are not used for macros, which cannot be static.
+TARGET = "x86_64-unknown-linux-gnu"
+
 
 def build(package: str) -> pathlib.Path:
     """The program of a package, statically linked: the guest has no libraries of its own."""
     target = runs.cache() / "target" / "static"
-    command = ["cargo", "build", "--quiet", "--release", "--package", package]
+    command = ["cargo", "build", "--quiet", "--release", "--package", package, "--target", TARGET]
     environment = os.environ | {
         "CARGO_TARGET_DIR": str(target),
         "RUSTFLAGS": "-C target-feature=+crt-static -C strip=symbols",
@@ -20,7 +23,7 @@ def build(package: str) -> pathlib.Path:
     result = subprocess.run(command, cwd=runs.CHECKOUT, env=environment, capture_output=True, text=True)
     if result.returncode:
         raise RigError(f"{package} does not build:\n{result.stderr.rstrip()}")
-    return target / "release" / package
+    return target / TARGET / "release" / package
 
 
 def agent() -> pathlib.Path:
