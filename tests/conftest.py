@@ -64,6 +64,12 @@ def kernel_logs(request):
         host.check_kernel_logs()
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("steps that follow from a seed")
+    group.addoption("--seed", type=int, help="this seed instead of the usual ones")
+    group.addoption("--steps", type=int, help="so many steps")
+
+
 SUITES = pytest.StashKey[dict[str, float]]()
 
 

@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Does in a guest what tests on the other side of its vsock device want done.
+
+mod driver;
+mod echo;
+mod orders;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(about = "Traffic of a guest, for tests of its vsock device")]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Take orders from the device (tests/device), until the guest ends
+    ///
+    /// If the device does not answer any more, the driver lets go of it and takes it up again.
+    Obey,
+    /// Send bytes on connections that exist all at once, and compare what comes back
+    Echo {
+        /// Where somebody sends bytes back
+        #[arg(long, default_value_t = libc::VMADDR_CID_HOST)]
+        cid: u32,
+        #[arg(long)]
+        port: u32,
+        #[arg(long, default_value_t = 1)]
+        connections: usize,
+        /// Bytes for each connection
+        #[arg(long, default_value_t = 1024)]
+        bytes: usize,
+        /// Send no more after the last byte, and wait for the end
+        #[arg(long)]
+        half_close: bool,
+    },
+    /// Send back what comes in, on any number of connections
+    Serve {
+        #[arg(long)]
+        port: u32,
+    },
+}
+
+fn main() -> ExitCode {
+    let result = match Arguments::parse().task {
+        Task::Obey => orders::obey(),
+        Task::Echo {
+            cid,
+            port,
+            connections,
+            bytes,
+            half_close,
+        } => echo::run(cid, port, connections, bytes, half_close),
+        Task::Serve { port } => echo::serve(port),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("rvsock-puppet: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
