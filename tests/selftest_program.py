@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Builds the project's own behaviour tests (tests/selftests) and reads their KTAP."""
+"""Builds the project's own programs of cases (tests/selftests, tests/host_alone) and reads their KTAP."""
 
 import dataclasses
 import os
 import pathlib
 import re
 import subprocess
+from collections.abc import Sequence
 
 TESTS = pathlib.Path(__file__).resolve().parent
 RESULT = re.compile(r"^(?P<status>ok|not ok) \d+ (?P<name>\S+)(?: # SKIP (?P<reason>.*))?$", re.MULTILINE)
@@ -25,22 +26,27 @@ class Outcome:
     skip_reason: str | None
 
 
-def build() -> pathlib.Path:
-    """The program, statically linked: a guest has no libraries of its own."""
-    target = pathlib.Path(os.environ["RVSOCK_CACHE"]) / "target" / "selftests"
-    command = ["cargo", "build", "--quiet", "--release", "--locked", "--package", "rvsock-selftests"]
-    environment = os.environ | {
-        "CARGO_TARGET_DIR": str(target),
-        "RUSTFLAGS": "-C target-feature=+crt-static -C strip=symbols",
-    }
+# Statically linked, a program runs in a guest, too, which has no libraries of its own. Packages that
+# need procedural macros cannot be built so.
+STATIC = "-C target-feature=+crt-static -C strip=symbols"
+DYNAMIC = "-C strip=symbols"
+
+
+def build(package: str = "rvsock-selftests", flags: str = STATIC) -> pathlib.Path:
+    """The program of a package."""
+    target = pathlib.Path(os.environ["RVSOCK_CACHE"]) / "target" / package.removeprefix("rvsock-")
+    command = ["cargo", "build", "--quiet", "--release", "--locked", "--package", package]
+    environment = os.environ | {"CARGO_TARGET_DIR": str(target), "RUSTFLAGS": flags}
     result = subprocess.run(command, cwd=TESTS.parent, env=environment, capture_output=True, text=True)
     if result.returncode:
-        raise RuntimeError(f"tests/selftests does not build:\n{result.stderr.rstrip()}")
-    return target / "release" / "rvsock-selftests"
+        raise RuntimeError(f"{package} does not build:\n{result.stderr.rstrip()}")
+    return target / "release" / package
 
 
-def cases() -> list[Case]:
-    output = subprocess.run([build(), "--list"], capture_output=True, text=True, check=True).stdout
+def cases(command: Sequence[str | os.PathLike] | None = None) -> list[Case]:
+    """The cases that a program lists, by default those of tests/selftests."""
+    command = [*(command or [build()]), "--list"]
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     lines = [line.partition("\t") for line in output.splitlines()]
     return [Case(name, reason or None) for name, _, reason in lines]
 

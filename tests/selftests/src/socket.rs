@@ -147,6 +147,18 @@ impl Socket {
         Ok(raw.svm_port)
     }
 
+    /// Who this is connected to.
+    pub fn peer(&self) -> Result<Address, Errno> {
+        let mut raw = Address::ANY.to_raw();
+        let mut len = ADDRESS_LEN;
+        // SAFETY: The address has room for what the length says.
+        check(unsafe { libc::getpeername(self.as_raw_fd(), from_mut(&mut raw).cast(), &mut len) })?;
+        Ok(Address {
+            cid: raw.svm_cid,
+            port: raw.svm_port,
+        })
+    }
+
     pub fn send(&self, bytes: &[u8], flags: i32) -> Result<usize, Errno> {
         // No signal, unless a case asks for that.
         let flags = flags | libc::MSG_NOSIGNAL;
