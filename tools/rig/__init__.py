@@ -23,11 +23,12 @@ from .errors import (
     NotBuilt,
     RigError,
 )
-from .guest import Guest
+from .guest import VSOCK, Guest
 from .host import Host, host
 from .kernel_log import KernelReport
 
 __all__ = [
+    "VSOCK",
     "Command",
     "CommandError",
     "CommandFailed",

@@ -68,6 +68,7 @@ class Guest(Machine):
         devices: Iterable[str] = (),
         vsock: Mapping[str, object] | None = VSOCK,
         vhost_user: str | None = None,
+        kernel: Iterable[str] = (),
     ):
         """`programs` of the tree and kernel `modules` are added to the guest's root.
 
@@ -75,6 +76,7 @@ class Guest(Machine):
         the host is 10.0.2.2 then. `devices` are further arguments of QEMU. `vsock` has the properties of
         the vsock device but its CID; None for no device. `vhost_user` is the socket, in the host, of a
         program that is the vsock device, and has to be listening; such a device chooses the CID itself.
+        `kernel` are further arguments of the guest's kernel.
         """
         super().__init__()
         self.host = host
@@ -91,15 +93,15 @@ class Guest(Machine):
             print("rig: warning: no KVM in the host VM, the guest is emulated twice: slow", file=sys.stderr)
         image = initramfs.build(host.agent, programs, [*initramfs.MODULES, *modules])
         session = secrets.token_hex(8)
-        kernel = [*KERNEL_ARGUMENTS, f"rig_session={session}", f"rig_name={self.name}"]
-        kernel += ["rig_network=1"] if forward is not None else []
+        command_line = [*KERNEL_ARGUMENTS, f"rig_session={session}", f"rig_name={self.name}", *kernel]
+        command_line += ["rig_network=1"] if forward is not None else []
         arguments = [
             *("qemu-system-x86_64", "-M", "pc,hpet=off", "-cpu", host.cpu, "-m", str(memory), "-smp", str(cpus)),
             *("-accel", "tcg" if self._emulated else "kvm"),
             *("-nodefaults", "-no-user-config", "-display", "none", "-vga", "none", "-no-reboot"),
             # A guest that ends by a triple fault says nothing: the state of its CPU is all there is.
             *("-d", "cpu_reset"),
-            *("-kernel", str(runs.image()), "-initrd", str(image), "-append", " ".join(kernel)),
+            *("-kernel", str(runs.image()), "-initrd", str(image), "-append", " ".join(command_line)),
             *("-device", "virtio-serial-pci,id=serial"),
             *("-chardev", "file,id=console,path=/proc/self/fd/2", "-device", "virtconsole,bus=serial.0,chardev=console"),
             *("-chardev", "stdio,id=agent,signal=off,mux=off"),
@@ -138,9 +140,9 @@ class Guest(Machine):
         # Without the name it is the event of a part of the device.
         self.monitor.wait_event("DEVICE_DELETED", device="vsock")
 
-    def plug_vsock(self) -> None:
-        """Puts the vsock device back in."""
-        self.monitor.execute("device_add", **self._device)
+    def plug_vsock(self, **properties: object) -> None:
+        """Puts the vsock device back in, with these properties instead of those it had at first."""
+        self.monitor.execute("device_add", **{**self._device, **properties})
 
     def close(self) -> None:
         """Ends the guest like a power cut."""

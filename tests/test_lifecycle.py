@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: GPL-2.0
+"""The guest's device comes and goes under traffic: that ends connections, and nothing else."""
+
+import contextlib
+import time
+import typing
+from collections.abc import Iterator
+
+import pytest
+import rig
+from bench import load
+from rig import runs, transports
+
+pytestmark = pytest.mark.lifecycle
+
+IMPLEMENTATIONS = ["c", "rust"]
+
+CID_HOST = 2
+CID_GUEST = 3
+# Of that guest when it has come back, and of one beside it.
+CID_OTHER = 33
+CID_SECOND = 4
+
+# Longer than a test: traffic is ended by what the test does, or killed.
+FOREVER = 3_600_000
+# Interrupts of the guest's devices that show that its vsock device is at work.
+BUSY = 50
+# A device that goes resets its connections at once.
+AT_ONCE = 30.0
+SLEEP_TIMEOUT = 120.0
+
+DRIVERS = {"c": "vmw_vsock_virtio_transport", "rust": "virtio_transport_rs"}
+
+
+class Ends(typing.NamedTuple):
+    guest: rig.Guest
+    host: rig.Host
+    implementation: str
+    cid: int = CID_GUEST
+
+    def path(self, direction: str) -> load.Path:
+        if direction == "g2h":
+            return load.Path(self.guest, self.host, CID_HOST)
+        return load.Path(self.host, self.guest, self.cid)
+
+
+DIRECTIONS = ["g2h", "h2g"]
+
+
+@pytest.fixture(scope="module")
+def server(host):
+    """The host, with a program that listens all the time."""
+    host.load("host", "c")
+    with load.server(host):
+        yield host
+
+
+@pytest.fixture(scope="module", params=IMPLEMENTATIONS)
+def ends(request, server):
+    """A guest with one implementation, and a program in it that listens all the time."""
+    with server.guest(cid=CID_GUEST) as guest:
+        guest.load("guest", request.param)
+        with load.server(guest):
+            yield Ends(guest, server, request.param)
+
+
+def interrupts(guest: rig.Guest) -> int:
+    lines = guest.run(["grep", "virtio", "/proc/interrupts"]).stdout.splitlines()
+    return sum(int(line.split()[1]) for line in lines)
+
+
+@contextlib.contextmanager
+def traffic(ends: Ends) -> Iterator[list[rig.Command]]:
+    """Connections with data on them: the program of the guest, and that of the host."""
+    commands = []
+    try:
+        for direction in DIRECTIONS:
+            path = ends.path(direction)
+            arguments = [path.active.program(load.program()), "run", str(path.cid), str(load.PORT)]
+            commands.append(path.active.start([*arguments, "0", str(FOREVER), "stream:4096:4"]))
+        start = interrupts(ends.guest)
+        deadline = time.monotonic() + AT_ONCE * runs.patience()
+        while interrupts(ends.guest) < start + BUSY:
+            assert time.monotonic() < deadline, [command.stderr for command in commands]
+            time.sleep(0.1)
+        assert [command.stderr for command in commands if not command.running] == []
+        yield commands
+    finally:
+        for command in commands:
+            command.kill()
+
+
+def assert_reset(command: rig.Command) -> None:
+    """Connections do not hang; how they say so depends on what the program was doing."""
+    assert command.wait(AT_ONCE * runs.patience(), check=False).status != 0
+
+
+def wait_for_device(ends: Ends) -> None:
+    """A device that was plugged in is found some time later."""
+    deadline = time.monotonic() + AT_ONCE * runs.patience()
+    while "No such device" in refused(ends):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+def assert_works(ends: Ends) -> None:
+    """New connections work, also to programs that have been listening since before."""
+    wait_for_device(ends)
+    for direction in DIRECTIONS:
+        tests = ["bytes:65536:1000000", "ping:64"]
+        load.run(ends.path(direction), tests, load.Timing(warm_up=0, time=200))
+
+
+def refused(ends: Ends) -> str:
+    """What a program in the guest is told that connects to the host; nothing if it may."""
+    arguments = [ends.guest.program(load.program()), "run", str(CID_HOST), str(load.PORT), "0", "1", "connect"]
+    return ends.guest.run(arguments, check=False).stderr
+
+
+def test_a_device_that_is_unplugged_resets_its_connections(ends):
+    with traffic(ends) as commands:
+        ends.guest.unplug_vsock()
+        # The host is told, too: its device is closed.
+        for command in commands:
+            assert_reset(command)
+    assert "No such device" in refused(ends)
+    ends.guest.plug_vsock()
+    assert_works(ends)
+
+
+def test_a_device_that_is_unplugged_may_come_back_as_somebody_else(ends):
+    with traffic(ends) as commands:
+        ends.guest.unplug_vsock()
+        assert_reset(commands[0])
+    ends.guest.plug_vsock(**{"guest-cid": CID_OTHER})
+    try:
+        assert_works(ends._replace(cid=CID_OTHER))
+    finally:
+        ends.guest.unplug_vsock()
+        ends.guest.plug_vsock()
+    assert_works(ends)
+
+
+def test_a_driver_can_be_unbound_and_bound_again(ends):
+    driver = f"/sys/bus/virtio/drivers/{DRIVERS[ends.implementation]}"
+    names = ends.guest.run(["ls", driver]).stdout.split()
+    name = next(name for name in names if name.startswith("virtio"))
+    for _ in range(3):
+        with traffic(ends) as commands:
+            ends.guest.shell(f"echo {name} > {driver}/unbind")
+            assert_reset(commands[0])
+        ends.guest.shell(f"echo {name} > {driver}/bind")
+    assert_works(ends)
+
+
+@pytest.mark.parametrize("state", ["freeze", "mem", "disk"])
+def test_connections_are_reset_by_sleep_and_new_ones_work_after_it(ends, state):
+    """Devices are put to sleep and woken; the machine is not (pm_test)."""
+    with traffic(ends) as commands:
+        script = f"echo devices > /sys/power/pm_test && echo {state} > /sys/power/state"
+        ends.guest.shell(script, timeout=SLEEP_TIMEOUT * runs.patience())
+        assert_reset(commands[0])
+    assert_works(ends)
+
+
+def test_a_module_in_use_cannot_be_unloaded(ends):
+    module = transports.loaded(ends.guest, "guest")[-1]
+    with traffic(ends):
+        result = ends.guest.run(["rmmod", module], check=False)
+        assert result.status != 0
+    assert_works(ends)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_a_driver_may_come_after_its_device(server, implementation):
+    """And finds it again as often as it is loaded."""
+    with server.guest(cid=CID_SECOND) as guest:
+        ends = Ends(guest, server, implementation, CID_SECOND)
+        for _ in range(3):
+            guest.load("guest", implementation)
+            with load.server(guest):
+                assert_works(ends)
+            guest.unload("guest")
+            assert "No such device" in refused(ends)
+
+
+# What a ring looks like, where it is not as QEMU has it by default.
+RINGS = {
+    "without EVENT_IDX": {"event_idx": False},
+    "without indirect descriptors": {"indirect_desc": False},
+    "with neither": {"event_idx": False, "indirect_desc": False},
+    "legacy": {"disable-modern": True, "disable-legacy": "off"},
+}
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("ring", RINGS)
+def test_every_form_of_ring_carries_data(server, implementation, ring):
+    with server.guest(cid=CID_SECOND, vsock={**rig.VSOCK, **RINGS[ring]}) as guest:
+        guest.load("guest", implementation)
+        with load.server(guest):
+            assert_works(Ends(guest, server, implementation, CID_SECOND))
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_a_device_that_is_kept_from_memory_is_served_by_bounce_buffers(server, implementation):
+    """All the device sees goes through swiotlb, as in a guest whose memory is encrypted."""
+    vsock = {**rig.VSOCK, "iommu_platform": True, "disable-legacy": "on"}
+    with server.guest(cid=CID_SECOND, vsock=vsock, kernel=["swiotlb=force"]) as guest:
+        guest.load("guest", implementation)
+        with load.server(guest):
+            assert_works(Ends(guest, server, implementation, CID_SECOND))
+        assert "software IO TLB" in guest.run(["dmesg"]).stdout
