@@ -35,8 +35,9 @@ def test_every_step_was_shown_with_claims(transcript, step):
     assert re.search(r"^   ok ", section, re.MULTILINE)
 
 
-def test_our_module_was_in_the_guest(transcript):
-    assert "the transport of the guest is virtio_transport_rs: ours" in transcript
+@pytest.mark.parametrize("side, module", [("guest", "virtio_transport_rs"), ("host", "vhost_vsock_rs")])
+def test_our_modules_were_on_both_sides(transcript, side, module):
+    assert f"the transport of the {side} is {module}: ours" in transcript
 
 
 def test_the_headline_counts_the_claims(transcript):

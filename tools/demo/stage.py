@@ -14,7 +14,7 @@ from rig.machine import Machine
 from .screen import Screen
 
 # The implementation on each side: "rust" is ours, "c" the kernel's own.
-SIDES = {"guest": "rust", "host": "c"}
+SIDES = {"guest": "rust", "host": "rust"}
 LANGUAGES = {"rust": "ours, in Rust", "c": "the kernel's own, in C"}
 
 # What vsock.ko calls the transport of each side; C and Rust have the same names.
