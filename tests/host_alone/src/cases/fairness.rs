@@ -153,5 +153,6 @@ fn packets_of_a_connection_do_not_overtake_each_other(_: &Setup) -> anyhow::Resu
         bytes <= WINDOW as usize && bytes + before >= WINDOW as usize,
         "{bytes} bytes came before the end"
     );
-    Ok(())
+    crowd.guest.send_control(&connection, operation::RESET, 0)?;
+    crowd.guest.flush()
 }

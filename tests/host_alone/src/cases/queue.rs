@@ -151,7 +151,9 @@ fn buffers_in_a_thousand_pieces_work(_: &Setup) -> anyhow::Result<()> {
     ensure_eq!(guest.rx.take_used(), Some((head, 2044)));
     let wire = guest.memory.read(at, header::LEN);
     ensure_eq!(Header::parse(&wire).len, 2000);
-    pattern.check(0, &guest.memory.read(at + header::LEN as u64, 2000))
+    pattern.check(0, &guest.memory.read(at + header::LEN as u64, 2000))?;
+    drop((guest, socket));
+    Ok(())
 }
 
 fn buffers_are_filled(_: &Setup) -> anyhow::Result<()> {
@@ -383,7 +385,9 @@ fn buffers_that_make_no_sense_are_reported(_: &Setup) -> anyhow::Result<()> {
         wait_until("an error is reported", || guest.rx.take_error())?;
         drop(socket);
         guest.post(16)?;
-        guest.expect(operation::SHUTDOWN)?;
+        let packet = guest.expect(operation::SHUTDOWN)?;
+        // It is answered when the guest goes.
+        guest.put_back(packet);
     }
     Ok(())
 }
