@@ -136,7 +136,7 @@ impl Received<'_> {
             Action::Receive => self.enqueue::<L>(&mut sock),
             Action::SendCredit => {
                 let operation = Operation::CreditUpdate;
-                let _ = send_control::<L>(&mut sock, operation, ShutdownFlags::NONE, false);
+                let _ = send_control::<L>(&mut sock, operation, ShutdownFlags::NONE, true);
             }
             Action::PeerShutdown { flags, finished } => {
                 shut_down::<L>(&mut sock, flags, finished);

@@ -9,8 +9,8 @@ use rvsock_selftests::pattern::Pattern;
 use crate::bench::{Bench, Pair, WINDOW};
 use crate::device::Key;
 use crate::header::{
-    Header, CREDIT_REQUEST, CREDIT_UPDATE, END_OF_MESSAGE, END_OF_RECORD, HOST, NOTHING_MORE,
-    NO_SEND, REQUEST, RESPONSE, RST, RW, SEQPACKET, SHUTDOWN, STREAM,
+    Header, CREDIT_REQUEST, CREDIT_UPDATE, END_OF_MESSAGE, END_OF_RECORD, HEADER_LEN, HOST,
+    NOTHING_MORE, NO_SEND, REQUEST, RESPONSE, RST, RW, SEQPACKET, SHUTDOWN, STREAM,
 };
 
 const KINDS: [u16; 2] = [STREAM, SEQPACKET];
@@ -61,6 +61,8 @@ cases!(
     a_message_larger_than_the_window_is_refused,
     what_is_left_of_a_message_is_dropped,
     a_reader_who_peeks_makes_no_room_for_empty_messages,
+    a_device_that_reads_nothing_is_not_answered_without_end
+        => "answers to credit requests have no limit: they fill the guest's memory",
     a_packet_is_a_header_and_one_piece
         => "payload of more than 32,448 bytes is sent in several fragments",
     receive_memory_follows_the_traffic
@@ -472,6 +474,45 @@ fn a_reader_who_peeks_makes_no_room_for_empty_messages(bench: &mut Bench) -> any
         "{} messages wait for a reader",
         2 * MOST
     );
+    Ok(())
+}
+
+fn a_device_that_reads_nothing_is_not_answered_without_end(
+    bench: &mut Bench,
+) -> anyhow::Result<()> {
+    // The transmit ring, as many answers that wait for it, and the receive ring: 1,024 each.
+    const MOST: usize = 5000;
+    let Pair { key, .. } = bench.made_by_guest(STREAM)?;
+    let nobody = (key.0 + 1, key.1 + 1);
+    for header in [
+        bench.device.header(nobody, STREAM, RW),
+        Header {
+            buf_alloc: WINDOW,
+            ..bench.device.header(key, STREAM, CREDIT_REQUEST)
+        },
+    ] {
+        bench.device.silent = true;
+        let mut taken = 0;
+        loop {
+            bench.device.poll()?;
+            if bench.device.buffers.is_empty() {
+                bench.device.pass(A_WHILE)?;
+            }
+            let Some(chain) = bench.device.buffers.pop_front() else {
+                break;
+            };
+            let written = HEADER_LEN as u32;
+            bench.device.fill(&chain, &header, &[], written)?;
+            bench.device.rx.notify();
+            taken += 1;
+            ensure!(
+                taken < MOST,
+                "{taken} packets are to be answered: {header:?}"
+            );
+        }
+        bench.device.silent = false;
+        bench.barrier()?;
+    }
     Ok(())
 }
 
