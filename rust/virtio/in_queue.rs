@@ -128,7 +128,8 @@ impl<const N: usize> InQueue<N> {
     }
 
     /// Gives up the queue of a device that was reset.
-    pub fn give_up(mut self, _reset: &Reset) {
+    pub fn give_up(mut self, reset: &Reset) {
+        while self.queue.detach_unused(reset) {}
         self.slots.clear();
         self.free.clear();
     }

@@ -130,7 +130,8 @@ impl<P: StableBytes, C, const N: usize> OutQueue<P, C, N> {
     }
 
     /// Gives up the queue of a device that was reset; calls `f` with what was posted.
-    pub fn give_up(mut self, _reset: &Reset, mut f: impl FnMut(Option<P>, C)) {
+    pub fn give_up(mut self, reset: &Reset, mut f: impl FnMut(Option<P>, C)) {
+        while self.queue.detach_unused(reset) {}
         for (payload, companion) in self
             .slots
             .as_mut_slice()

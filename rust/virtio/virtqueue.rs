@@ -2,7 +2,7 @@
 
 //! Virtqueues, without what is in them.
 
-use crate::Driver;
+use crate::{Driver, Reset};
 use core::{ffi::c_void, ptr::NonNull};
 use kernel::{error::to_result, prelude::*};
 use rvsock_bindings::bindings;
@@ -87,6 +87,14 @@ impl Virtqueue {
         let token = unsafe { bindings::virtqueue_get_buf(self.as_raw(), &mut written) };
         let slot = token.addr().checked_sub(1)?;
         Some((slot, written as usize))
+    }
+
+    /// Takes back a buffer that was posted and not used, and with it what virtio has allocated and
+    /// mapped for it. False if there is none.
+    pub(crate) fn detach_unused(&mut self, _reset: &Reset) -> bool {
+        // SAFETY: By the type invariants the queue is valid; its device was reset.
+        let token = unsafe { bindings::virtqueue_detach_unused_buf(self.as_raw()) };
+        !token.is_null()
     }
 
     /// No callbacks are needed for now; some may come all the same.
