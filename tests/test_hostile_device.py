@@ -107,6 +107,8 @@ def test_events_that_are_none_cost_the_device_at_most(request, machines):
 
 @pytest.mark.parametrize("name", SIZES)
 def test_a_connection_holds_four_thirds_of_its_window(machines, name):
+    if runs.patience() > 1:
+        pytest.skip("this kernel's checks hold memory of their own for each allocation")
     device, _ = machines
     load = SIZES[name]
     task = f"memory --window {load.window} --sizes {load.sizes} {load.options}"
