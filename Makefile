@@ -28,6 +28,16 @@ modules:
 	@$(env) enter -- make --no-print-directory -j$(shell nproc) modules
 endif
 
+.PHONY: install uninstall
+RELEASE ?= $(if $(KDIR),$(shell cat $(KDIR)/include/config/kernel.release 2>/dev/null),$(shell uname -r))
+installer = python3 tools/install.py --release '$(RELEASE)' $(if $(DESTDIR),--root '$(DESTDIR)')
+
+install: ## install what was built for RELEASE (uname -r), instead of the kernel's own; DESTDIR=
+	@$(installer) install
+
+uninstall: ## take that back
+	@$(installer) uninstall
+
 .PHONY: demo shell
 demo: modules ## boot a host and a guest, move data between them, show what happens
 	@$(env) enter -- python3 tools/demo
