@@ -3,6 +3,7 @@
 """Breaks the rules of RPC on a vsock stream, as a client and as a server. Runs in the machines.
 
 `client CID PORT CASE` does something to a server, and checks that the server still answers others.
+`stranger CID PORT` checks that the server does not let itself be called.
 `server PORT CASE` listens and does something to who connects.
 """
 
@@ -195,6 +196,17 @@ def attack(cid: int, port: int, name: str) -> bool:
     return True
 
 
+def visit(cid: int, port: int) -> bool:
+    """Whether a server refuses one that it does not know, and keeps nothing of what that sends."""
+    stream = connect(cid, port)
+    for xid in range(100):
+        stream.sendall(fragment(null_call(xid)))
+        if answer(stream) != (xid, REPLY, 1, 1, 1):
+            return False
+    stream.sendall(words(LAST | 500_000) + bytes(70_000))
+    return is_closed(stream)
+
+
 # What a server does with a call of its client.
 
 
@@ -304,6 +316,8 @@ def main(arguments: list[str]) -> int:
     if arguments[0] == "client":
         cid, port, name = int(arguments[1]), int(arguments[2]), arguments[3]
         return 0 if attack(cid, port, name) else 1
+    if arguments[0] == "stranger":
+        return 0 if visit(int(arguments[1]), int(arguments[2])) else 1
     serve(int(arguments[1]), arguments[2])
     return 0
 

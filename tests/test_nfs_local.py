@@ -156,6 +156,15 @@ def test_with_rdma_loaded_it_serves_all_the_same(server, host):
 
 
 @pytest.mark.hostile
+def test_a_stranger_is_refused_and_takes_no_memory(server, host):
+    server.allow()
+    try:
+        host.run(["python3", PROGRAM, "stranger", str(CID_LOCAL), str(nfs.PORT)])
+    finally:
+        server.allow(CID_LOCAL)
+
+
+@pytest.mark.hostile
 @pytest.mark.parametrize("case", hostile_rpc.CLIENT_CASES, ids=lambda case: case.__name__)
 def test_a_hostile_client(server, host, case):
     command = ["python3", PROGRAM, "client", str(CID_LOCAL), str(nfs.PORT), case.__name__]

@@ -102,6 +102,11 @@ impl<F: Family> Client<F> {
         unsafe { bindings::xprt_is_connected(self.xprt()) }
     }
 
+    /// A reference to the connection, if there is one.
+    pub(crate) fn link(&self) -> Option<Arc<Link<F>>> {
+        self.link.get()
+    }
+
     /// Lets SUNRPC close the connection.
     pub(crate) fn disconnect(&self) {
         // SAFETY: The transport is valid.
@@ -368,13 +373,6 @@ fn or_default(time: c_ulong, default: usize) -> c_ulong {
         default as c_ulong
     } else {
         time
-    }
-}
-
-/// A reference to the connection, if there is one.
-impl<F: Family> Client<F> {
-    pub(crate) fn link(&self) -> Option<Arc<Link<F>>> {
-        self.link.get()
     }
 }
 

@@ -217,16 +217,16 @@ impl<F: Family> Connection<F> {
         request.take_pages(&mut incoming.pages);
         let length = match self.read(incoming, request) {
             Ok(Some(length)) => length,
-            Ok(None) => {
-                request.give_pages(&mut incoming.pages, incoming.reader.received());
-                return Ok(None);
-            }
-            Err(error) => {
-                request.give_pages(&mut incoming.pages, incoming.reader.received());
-                return if error == EAGAIN {
-                    Ok(None)
-                } else {
-                    Err(error)
+            result => {
+                let received = incoming.reader.received();
+                request.give_pages(&mut incoming.pages, received);
+                // Calls that will be refused fit into a page.
+                if received as usize > PAGE_SIZE && !F::admits(self.peer) {
+                    return Err(EPERM);
+                }
+                return match result {
+                    Err(error) if error != EAGAIN => Err(error),
+                    _ => Ok(None),
                 };
             }
         };

@@ -17,11 +17,12 @@ use vsock_proto::{Marker, MARKER_LEN};
 ///
 /// # Invariants
 ///
-/// The first piece is `marker`. The others are valid for as long as whoever made the message says;
+/// The first piece is `_marker`. The others are valid for as long as whoever made the message says;
 /// if `holds_pages`, the message has a reference to the page of each. `length` is the sum of all,
 /// and `sent` not more.
 pub(crate) struct Message {
-    marker: KBox<[u8; MARKER_LEN]>,
+    /// Owns what the first piece refers to.
+    _marker: KBox<[u8; MARKER_LEN]>,
     pieces: KVVec<bindings::bio_vec>,
     length: usize,
     sent: usize,
@@ -46,7 +47,7 @@ impl Message {
         let pieces = unsafe { buffer::pieces(&marker[..], buffer, gfp)? };
         // INVARIANT: These are the marker and the buffer.
         Ok(Self {
-            marker,
+            _marker: marker,
             pieces,
             length: length.checked_add(MARKER_LEN).ok_or(EMSGSIZE)?,
             sent: 0,
@@ -80,7 +81,7 @@ impl Message {
         buffer::push(&mut pieces, piece)?;
         // INVARIANT: These are the marker and the page, whose only reference is ours.
         Ok(Self {
-            marker,
+            _marker: marker,
             pieces,
             length: bytes.len().saturating_add(MARKER_LEN),
             sent: 0,
@@ -129,7 +130,6 @@ impl Message {
 
 impl Drop for Message {
     fn drop(&mut self) {
-        let _ = &self.marker;
         if self.holds_pages {
             for piece in self.pieces.iter().skip(1) {
                 // SAFETY: By the type invariants the reference is ours.
