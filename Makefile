@@ -54,6 +54,10 @@ bench: modules ## speed beside C: PAIRS=, CELLS=, ROUNDS=, LANE=, QUICK=1; OUT= 
 	@python3 tools/bench $(if $(OUT),--out '$(OUT)') $(if $(PAIRS),--pairs '$(PAIRS)') $(if $(CELLS),--cells '$(CELLS)') \
 		$(if $(ROUNDS),--rounds '$(ROUNDS)') $(if $(LANE),--lane '$(LANE)') $(if $(QUICK),--quick)
 
+.PHONY: bench-nfs
+bench-nfs: modules ## NFS over vsock beside NFS over TCP, proxies and 9p: ROUNDS=
+	@$(env) enter -- python3 tools/nfs_bench $(if $(ROUNDS),--rounds '$(ROUNDS)')
+
 .PHONY: check rustfmt rust-analyzer
 check: ## what can be proven in seconds: lints, cargo tests, no panic paths, licences
 	@$(env) enter -- python3 tools/check
