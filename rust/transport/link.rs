@@ -49,8 +49,8 @@ pub trait Link: Sized + Send + Sync + 'static {
     fn cancel(sock: &Sock) -> Result;
 
     /// Settles packets that the other end has read, if that is not done as soon as it has: somebody
-    /// wants to know what is unsent, or waits for it to become nothing. Process context, with a
-    /// socket lock held.
+    /// wants to know what is unsent, or waits for it to become nothing. Process context, with or
+    /// without the socket lock; must not sleep.
     fn settle() {}
 
     /// All peers are gone, or one is: called for each connected socket, as
