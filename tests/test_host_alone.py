@@ -32,6 +32,7 @@ CASE_TIMEOUT = 900 if LONG else 150
 TIMEOUT = CASE_TIMEOUT + 60
 
 # Steps of the guest that breaks the rules: 100,000 take half a minute on a quiet machine.
+SEEDS = (1, 2) if LONG else (1,)
 STEPS = 2_000_000 if LONG else 100_000
 SECONDS_PER_STEP = 0.006
 
@@ -82,12 +83,18 @@ def test_case(program, case):
         assert program.sockets() == []
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "seed" in metafunc.fixturenames:
+        seed = metafunc.config.getoption("seed")
+        metafunc.parametrize("seed", SEEDS if seed is None else (seed,))
+
+
 @pytest.mark.hostile
-@pytest.mark.parametrize("seed", [1, 2] if LONG else [1])
-def test_hostile_guest(program, seed):
+def test_hostile_guest(request, program, seed):
     """A guest that breaks all rules harms neither the host nor its neighbour."""
-    command = ["hostile", "--seed", str(seed), "--steps", str(STEPS)]
-    result = program.run(*command, timeout=60 + STEPS * SECONDS_PER_STEP)
+    steps = request.config.getoption("steps") or STEPS
+    command = ["hostile", "--seed", str(seed), "--steps", str(steps)]
+    result = program.run(*command, timeout=60 + steps * SECONDS_PER_STEP)
     if program.implementation == "c":
         # Or the steps would prove nothing: C lets it into the neighbour's connection.
         assert result.status != 0, result.stdout
