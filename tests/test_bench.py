@@ -5,6 +5,7 @@ import json
 import pathlib
 import subprocess
 import sys
+import warnings
 
 import pytest
 
@@ -26,16 +27,25 @@ OTHER = {"credit packets", "rx kicks"}
 # 180 s were seen on a machine with two cores and a load average of 12.
 TIMEOUT = 800
 
+# A guest with the CPU model of the benchmark has ended without a word twice in some thirty loads of
+# a module: a triple fault, of which the cause is not known. What is judged here is the benchmark.
+LOST = "the virtual machine ended"
+
 
 @pytest.fixture(scope="module")
 def output(tmp_path_factory) -> pathlib.Path:
     directory = tmp_path_factory.mktemp("bench")
-    options = ["--quick", "--pairs", "rust-c", "--cells", ",".join(CELLS), "--out", directory]
-    result = subprocess.run(
-        [sys.executable, BENCH, *options], capture_output=True, text=True, timeout=TIMEOUT
-    )
+    result = run(directory)
+    if LOST in result.stderr:
+        warnings.warn(f"the benchmark is run again: {result.stderr}", stacklevel=1)
+        result = run(directory)
     assert result.returncode == 0, result.stderr
     return directory
+
+
+def run(directory: pathlib.Path) -> subprocess.CompletedProcess:
+    options = ["--quick", "--pairs", "rust-c", "--cells", ",".join(CELLS), "--out", directory]
+    return subprocess.run([sys.executable, BENCH, *options], capture_output=True, text=True, timeout=TIMEOUT)
 
 
 @pytest.fixture(scope="module")
