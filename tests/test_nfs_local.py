@@ -104,8 +104,8 @@ def test_another_file_system_below_the_export_is_there(server, host):
             host.run(["umount", f"{MOUNT}/below"])
     finally:
         server.export(CID_LOCAL)
-        # Not at once: something of nfsd's caches has it, for more than half a minute at times.
-        host.run(["umount", "--lazy", f"{EXPORT}/below"])
+        server.forget_exports()
+        host.run(["umount", f"{EXPORT}/below"])
 
 
 def test_a_client_that_was_forgotten_comes_back(server, host):

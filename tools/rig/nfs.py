@@ -43,6 +43,16 @@ mount -t rpc_pipefs rpc_pipefs /run/rpc_pipefs
 mountpoint -q {NFSD} || mount -t nfsd nfsd {NFSD}
 """
 
+# Exports are in caches of the kernel, which refer to their file systems. A second flush within a
+# second counts for the next one, a third for the one after that, and until then nothing is taken
+# out, however often it is asked for (write_flush() and cache_clean() in net/sunrpc/cache.c).
+FLUSH = """
+for cache in nfsd.fh nfsd.export; do
+    while [ $(cat /proc/net/rpc/$cache/flush) -ge $(date +%s) ]; do sleep 0.2; done
+done
+exportfs -f
+"""
+
 TEAR_DOWN = f"""
 exportfs -ua
 umount {EXPORT} /run/rpc_pipefs /var/lib/nfs /etc
@@ -96,6 +106,10 @@ class Server:
         access = f"(rw,no_root_squash,no_subtree_check,{options})"
         lines = "".join(f"{path} {name}{access}\n" for name in address)
         self.machine.shell("cat > /etc/exports; exportfs -ra", input=lines.encode())
+
+    def forget_exports(self) -> None:
+        """Lets go of file systems that are not exported any more."""
+        self.machine.shell(FLUSH)
 
     def allow(self, *cids: int | str) -> None:
         """Makes these CIDs the list."""
