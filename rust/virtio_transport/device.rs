@@ -5,14 +5,14 @@
 use crate::{event::Events, link::Guest, receive::Receiver, transmit::Transmitter};
 use af_vsock::{for_each_connected, CID_ANY};
 use kernel::{
-    impl_has_delayed_work, impl_has_work, new_delayed_work, new_mutex, new_spinlock, new_work,
+    impl_has_work, new_mutex, new_spinlock, new_work,
     prelude::*,
     sync::{
         atomic::{ordering, Atomic},
         Arc, Mutex, SpinLock,
     },
-    time::msecs_to_jiffies,
-    workqueue::{DelayedWork, Work, WorkItem},
+    time::{delay::fsleep, Delta},
+    workqueue::{Work, WorkItem},
 };
 use rvsock_bindings::{RcuSlot, WorkQueue};
 use virtio::{Driver, DriverTable, InQueue, OutQueue, Virtqueue};
@@ -66,7 +66,7 @@ pub(crate) struct Device {
     #[pin]
     transmit_work: Work<Self, TRANSMIT>,
     #[pin]
-    reclaim_work: DelayedWork<Self, RECLAIM>,
+    reclaim_work: Work<Self, RECLAIM>,
     #[pin]
     event_work: Work<Self, HANDLE_EVENT>,
     #[pin]
@@ -80,18 +80,15 @@ const RECLAIM: u64 = 2;
 const HANDLE_EVENT: u64 = 3;
 const RETRY: u64 = 4;
 
-/// How long what was sent may lie in the ring when nobody waits for its end, in milliseconds.
-const RECLAIM_DELAY: u32 = 10;
+/// How long what was sent may lie in the ring when nobody waits for its end.
+const RECLAIM_DELAY: Delta = Delta::from_millis(10);
 
 impl_has_work! {
     impl HasWork<Self, RECEIVE> for Device { self.receive_work }
     impl HasWork<Self, TRANSMIT> for Device { self.transmit_work }
+    impl HasWork<Self, RECLAIM> for Device { self.reclaim_work }
     impl HasWork<Self, HANDLE_EVENT> for Device { self.event_work }
     impl HasWork<Self, RETRY> for Device { self.retry_work }
-}
-
-impl_has_delayed_work! {
-    impl HasDelayedWork<Self, RECLAIM> for Device { self.reclaim_work }
 }
 
 impl WorkItem<RECEIVE> for Device {
@@ -114,6 +111,9 @@ impl WorkItem<RECLAIM> for Device {
     type Pointer = Arc<Self>;
 
     fn run(this: Arc<Self>) {
+        // Not delayed work: its timer would outlive the queue, which waits for work that was queued,
+        // and not for timers.
+        fsleep(RECLAIM_DELAY);
         this.transmit();
     }
 }
@@ -167,13 +167,7 @@ impl Device {
 
     /// Runs [`Device::transmit`] after a while.
     pub(crate) fn schedule_reclaim(&self) {
-        if let Some(device) = DEVICE.get() {
-            CLOSE_QUEUE.with(|queue| {
-                // Pending already is as good.
-                let delay = msecs_to_jiffies(RECLAIM_DELAY);
-                let _ = queue.enqueue_delayed::<_, RECLAIM>(device, delay);
-            });
-        }
+        schedule::<RECLAIM>();
     }
 
     /// Runs [`Device::retry`].
@@ -217,7 +211,7 @@ impl Device {
                 events <- new_mutex!(Some(events), "Device::events"),
                 receive_work <- new_work!("Device::receive_work"),
                 transmit_work <- new_work!("Device::transmit_work"),
-                reclaim_work <- new_delayed_work!("Device::reclaim_work"),
+                reclaim_work <- new_work!("Device::reclaim_work"),
                 event_work <- new_work!("Device::event_work"),
                 retry_work <- new_work!("Device::retry_work"),
             }? Error),
