@@ -9,6 +9,7 @@ import enum
 import itertools
 import struct
 import threading
+import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
@@ -184,10 +185,7 @@ class Command:
             raise self._error
         if not gone:
             self._channel.ping()
-            raise MachineHung(
-                f"{self._channel.name}: `{self.arguments[0]}` survived SIGKILL for {PATIENCE:.0f} s, "
-                f"it hangs in the kernel\n{self._channel.console_tail()}"
-            )
+            self._channel.hung(f"`{self.arguments[0]}` survived SIGKILL for {PATIENCE:.0f} s, it hangs in the kernel")
 
     def _check_started(self) -> None:
         if self._error:
@@ -207,9 +205,18 @@ class Command:
 class Channel:
     """One agent. Any thread may use it; one thread of its own reads."""
 
-    def __init__(self, name: str, stream: Stream, session: str, console_tail: Callable[[], str]):
+    def __init__(
+        self,
+        name: str,
+        stream: Stream,
+        session: str,
+        console_tail: Callable[[], str],
+        autopsy: Callable[[], str] = str,
+    ):
+        """`autopsy` finds out what a machine does that hangs; nobody uses the machine after it."""
         self.name = name
         self.console_tail = console_tail
+        self._autopsy = autopsy
         self._stream = stream
         self._session = session
         self._ids = itertools.count(1)
@@ -258,8 +265,9 @@ class Channel:
             self._state.wait_for(lambda: identity in self._pongs or self._error, PATIENCE)
             if self._error:
                 raise self._error
-            if identity not in self._pongs:
-                raise MachineHung(f"{self.name} does not answer for {PATIENCE:.0f} s\n{self.console_tail()}")
+            answered = identity in self._pongs
+        if not answered:
+            self.hung(f"does not answer for {PATIENCE:.0f} s")
 
     def wait_ready(self, timeout: float) -> None:
         """Returns when the agent is there."""
@@ -267,10 +275,15 @@ class Channel:
             self._state.wait_for(lambda: self._ready or self._error, timeout)
             if self._error:
                 raise self._error
-            if not self._ready:
-                raise MachineHung(
-                    f"{self.name} did not come up within {timeout:.0f} s\n{self.console_tail()}"
-                )
+            ready = self._ready
+        if not ready:
+            self.hung(f"did not come up within {timeout:.0f} s")
+
+    def hung(self, what: str) -> typing.NoReturn:
+        """Gives the machine up: whatever else is asked of it fails at once, and not after a timeout each."""
+        self.fail(MachineHung(f"{self.name} {what}; what it was doing was shown before"))
+        found = self._autopsy()
+        raise MachineHung(f"{self.name} {what}\n{found}{self.console_tail()}")
 
     def fail(self, error: MachineError) -> None:
         """Ends everything with `error`; the first one counts."""

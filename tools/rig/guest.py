@@ -13,7 +13,7 @@ import sys
 import typing
 from collections.abc import Iterable, Mapping
 
-from . import initramfs, runs
+from . import autopsy, initramfs, runs
 from .channel import Channel, Command, Kind
 from .console import Console
 from .errors import MachineError
@@ -30,7 +30,7 @@ BOOT_TIMEOUT_EMULATED = 900.0
 
 KERNEL_ARGUMENTS = """
 console=hvc0 loglevel=7 panic=-1 oops=panic printk.devkmsg=on mitigations=off tsc=reliable no_timer_check
-nowatchdog audit=0 random.trust_cpu=on cryptomgr.notests nokaslr net.ifnames=0
+nowatchdog unknown_nmi_panic audit=0 random.trust_cpu=on cryptomgr.notests nokaslr net.ifnames=0
 """.split()
 
 VSOCK = {"driver": "vhost-vsock-pci"}
@@ -99,8 +99,6 @@ class Guest(Machine):
             *("qemu-system-x86_64", "-M", "pc,hpet=off", "-cpu", host.cpu, "-m", str(memory), "-smp", str(cpus)),
             *("-accel", "tcg" if self._emulated else "kvm"),
             *("-nodefaults", "-no-user-config", "-display", "none", "-vga", "none", "-no-reboot"),
-            # A guest that ends by a triple fault says nothing: the state of its CPU is all there is.
-            *("-d", "cpu_reset"),
             *("-kernel", str(runs.image()), "-initrd", str(image), "-append", " ".join(command_line)),
             *("-device", "virtio-serial-pci,id=serial"),
             *("-chardev", "file,id=console,path=/proc/self/fd/2", "-device", "virtconsole,bus=serial.0,chardev=console"),
@@ -117,7 +115,7 @@ class Guest(Machine):
     def _start(self, arguments: list[str], session: str) -> None:
         stream = CommandStream()
         sinks = {Kind.STDOUT: stream.pieces.put, Kind.STDERR: self.console.feed}
-        self.channel = Channel(self.name, stream, session, self.console.tail)
+        self.channel = Channel(self.name, stream, session, self.console.tail, self._autopsy)
         self._qemu = stream.command = self.host.channel.start(arguments, sinks=sinks)
 
     def _fail(self, error: MachineError) -> None:
@@ -127,6 +125,9 @@ class Guest(Machine):
     def wait_ready(self) -> None:
         timeout = BOOT_TIMEOUT_EMULATED if self._emulated else BOOT_TIMEOUT
         self.channel.wait_ready(timeout * runs.patience())
+
+    def _autopsy(self) -> str:
+        return autopsy.of_guest(self.host, self._monitor, self._monitor_path)
 
     @property
     def monitor(self) -> Monitor:

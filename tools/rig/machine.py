@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from . import kernel_log, runs, transports
 from .channel import PATIENCE, Channel, Command, Result
 from .console import Console
-from .errors import MachineHung
 
 # Commands in an emulated machine on a busy one: the longest quiet time seen for those that do not
 # say themselves how long they take is 5 s.
@@ -103,7 +102,7 @@ class Machine:
         mark = f"rig: mark {next(self._marks)} of {self.name}"
         self.run(["sh", "-c", f"echo '{mark}' > /dev/kmsg"])
         if not self.console.wait_for(mark, PATIENCE):
-            raise MachineHung(f"{self.name}: the console stays silent\n{self.console.tail()}")
+            self.channel.hung("runs commands, but its console stays silent")
         return self.console.text(since)
 
     def check_kernel_log(self) -> None:

@@ -15,7 +15,9 @@ if typing.TYPE_CHECKING:
 class Monitor:
     """A connection to a QMP socket in the host, carried by a command there."""
 
-    def __init__(self, host: "Host", path: str):
+    def __init__(self, host: "Host", path: str, patience: float = PATIENCE):
+        """`patience` is how long QEMU may take to answer, in seconds."""
+        self._patience = patience
         self._answers: list[dict] = []
         self._partial = b""
         self._changed = threading.Condition()
@@ -34,9 +36,9 @@ class Monitor:
             return next((answer for answer in self._answers if wanted(answer)), None)
 
         with self._changed:
-            answer = self._changed.wait_for(find, PATIENCE)
+            answer = self._changed.wait_for(find, self._patience)
             if answer is None:
-                raise MachineError(f"QEMU's monitor gave no {what} for {PATIENCE:.0f} s")
+                raise MachineError(f"QEMU's monitor gave no {what} for {self._patience:.0f} s")
             self._answers.remove(answer)
         return answer
 
