@@ -2,12 +2,13 @@
 """Runs the two sides of one of the kernel's vsock programs, and reads the results of their cases."""
 
 import dataclasses
+import functools
 import pathlib
 import re
 import signal
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import rig
 from peers import kernel_tools
@@ -188,6 +189,25 @@ def run(program: str, server: End, client: End, skip: Sequence[int] = ()) -> Out
         if COMPLETE in outputs[0] or last < first or program not in SKIPPING:
             return outcome
         first = last + 1
+
+
+def once(function: Callable[..., Outcome]) -> Callable[..., Outcome]:
+    """Remembers outcomes and errors: a program that hung would hang once more for each of its cases."""
+
+    @functools.cache
+    def finished(*arguments) -> Outcome | rig.RigError:
+        try:
+            return function(*arguments)
+        except rig.RigError as error:
+            return error
+
+    def outcome(*arguments) -> Outcome:
+        result = finished(*arguments)
+        if isinstance(result, rig.RigError):
+            raise result
+        return result
+
+    return outcome
 
 
 def last_case(outputs: Sequence[str]) -> int:

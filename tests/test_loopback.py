@@ -30,15 +30,13 @@ def loopback(request, host):
 @pytest.fixture(scope="module")
 def outcomes(loopback):
     """Results by program; each program runs once, when its first case is asked for."""
-    known: dict[str, case_log.Outcome] = {}
 
+    @case_log.once
     def outcome(program: str) -> case_log.Outcome:
-        if program not in known:
-            server = case_log.End(loopback, CID_LOCAL, CONTROL_PORT)
-            client = case_log.End(loopback, CID_LOCAL, CONTROL_PORT, "127.0.0.1")
-            skip = [number for name, number in IMPOSSIBLE if name == program]
-            known[program] = case_log.run(program, server, client, skip)
-        return known[program]
+        server = case_log.End(loopback, CID_LOCAL, CONTROL_PORT)
+        client = case_log.End(loopback, CID_LOCAL, CONTROL_PORT, "127.0.0.1")
+        skip = [number for name, number in IMPOSSIBLE if name == program]
+        return case_log.run(program, server, client, skip)
 
     return outcome
 

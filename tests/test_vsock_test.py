@@ -66,14 +66,7 @@ def pair(request, host):
 @pytest.fixture(scope="module")
 def outcomes(pair):
     """Results by program and role; each program runs once, when its first case is asked for."""
-    known: dict[tuple[str, str], case_log.Outcome] = {}
-
-    def outcome(program: str, role: str) -> case_log.Outcome:
-        if (program, role) not in known:
-            known[program, role] = run(pair, program, role)
-        return known[program, role]
-
-    return outcome
+    return case_log.once(lambda program, role: run(pair, program, role))
 
 
 def run(pair: Pair, program: str, role: str) -> case_log.Outcome:
