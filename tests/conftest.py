@@ -14,6 +14,9 @@ sys.path[:0] = [str(TESTS.parent / "tools"), str(TESTS)]
 
 import rig  # noqa: E402
 
+# Of what is said about a failure while the tests go on.
+FAILURE_LINES = 60
+
 
 class Keeper:
     """Keeps one host VM for all suites; boots another when a suite has brought it down."""
@@ -73,7 +76,25 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 SUITES = pytest.StashKey[dict[str, float]]()
 
 
+class FailuresAtOnce:
+    """Says what failed while the tests go on: the summary comes half an hour later, or never."""
+
+    def __init__(self, config: pytest.Config):
+        self._config = config
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        reporter = self._config.pluginmanager.get_plugin("terminalreporter")
+        if reporter is None or not report.failed:
+            return
+        reporter.ensure_newline()
+        reporter.write_line(f"--- {report.nodeid} failed ({report.when})")
+        for line in report.longreprtext.splitlines()[-FAILURE_LINES:]:
+            reporter.write_line(line)
+
+
 def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(FailuresAtOnce(config))
     config.stash[SUITES] = collections.defaultdict(float)
 
 
