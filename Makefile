@@ -46,8 +46,9 @@ shell: modules ## a shell in the host VM with a guest running: the development l
 	@$(env) enter -- python3 tools/rig shell
 
 .PHONY: test
-test: modules ## everything that proves the project; T= is a pytest -k expression; SEED=, STEPS= for hostile peers
-	@$(env) enter -- python3 -m pytest tests $(if $(T),-k '$(T)') $(if $(SEED),--seed '$(SEED)') $(if $(STEPS),--steps '$(STEPS)')
+test: modules ## everything that proves the project; T= is a pytest -k expression; SEED=, STEPS= for hostile peers, LIMIT= in seconds
+	@$(env) enter -- python3 -m pytest tests $(if $(T),-k '$(T)') $(if $(SEED),--seed '$(SEED)') $(if $(STEPS),--steps '$(STEPS)') \
+		$(if $(LIMIT),--session-timeout '$(LIMIT)')
 
 .PHONY: bench
 bench: modules ## speed beside C: PAIRS=, CELLS=, ROUNDS=, LANE=, QUICK=1; OUT= is for the results
