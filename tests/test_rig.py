@@ -92,6 +92,24 @@ def test_a_guest_that_hangs_is_told_from_a_slow_command(host, monkeypatch):
         guest.run(["true"], timeout=2)
 
 
+def test_a_guest_is_booted_again_that_the_emulation_ended(host, monkeypatch, capsys):
+    boots = []
+
+    def wait_ready(guest: rig.Guest) -> None:
+        boots.append(guest)
+        if len(boots) == 1:
+            guest.console.feed(b"KVM internal error. Suberror: 3\n")
+        original(guest)
+
+    original = rig.Guest.wait_ready
+    monkeypatch.setattr(rig.Guest, "wait_ready", wait_ready)
+    with host.guest(cid=8, vsock=None) as guest:
+        guest.run(["true"])
+    assert len(boots) == 2
+    assert "guest8 is booted again" in capsys.readouterr().err
+    assert guest not in host.guests
+
+
 def test_a_host_whose_guests_would_hang_is_refused():
     """QEMU's default CPU model has virtualization, but without nested paging."""
     with pytest.raises(rig.RigError, match="no nested paging"), rig.host(cpu="qemu64", memory=1024):

@@ -2,24 +2,29 @@
 """The host VM: booted by virtme-ng, with the tree as its root."""
 
 import contextlib
+import itertools
 import os
 import pathlib
 import secrets
 import signal
 import socket
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 
 from . import acceleration, programs, runs
 from .channel import Channel
 from .console import Console
-from .errors import MachineError, RigError
+from .errors import EmulationTrap, MachineError, RigError
 from .guest import Guest
 from .machine import Machine
 
 # 9 s on a quiet machine with two CPUs, 47 s with a load of 17.
 BOOT_TIMEOUT = 180.0
+
+# How often a guest is started whose boot the emulation ends.
+BOOTS = 3
 
 KERNEL_ARGUMENTS = """
 console=ttyS0 loglevel=7 panic=-1 oops=panic printk.devkmsg=on mitigations=off tsc=reliable no_timer_check
@@ -156,16 +161,31 @@ class Host(Machine):
     @contextlib.contextmanager
     def guest(self, cid: int = 3, **options) -> Iterator[Guest]:
         """A guest with this CID; see `Guest` for the options."""
-        guest = Guest(self, cid, **options)
-        self._guests.append(guest)
+        guest = self._boot_guest(cid, **options)
         try:
-            guest.wait_ready()
             yield guest
             guest.check_leaks()
             guest.check_kernel_log()
         finally:
-            self._guests.remove(guest)
-            guest.close()
+            self._end_guest(guest)
+
+    def _boot_guest(self, cid: int, **options) -> Guest:
+        """Starts a guest, anew if the emulation failed while it booted: so far it has done nothing for us."""
+        for boot in itertools.count(1):
+            guest = Guest(self, cid, **options)
+            self._guests.append(guest)
+            try:
+                guest.wait_ready()
+                return guest
+            except BaseException as error:
+                self._end_guest(guest)
+                if boot == BOOTS or not isinstance(error, EmulationTrap):
+                    raise
+                print(f"rig: warning: {guest.name} is booted again: {error}", file=sys.stderr)
+
+    def _end_guest(self, guest: Guest) -> None:
+        self._guests.remove(guest)
+        guest.close()
 
     def close(self) -> None:
         """Ends the VM; it has nothing on disk that would need a shutdown."""
