@@ -3,6 +3,7 @@
 
 import collections
 import contextlib
+import os
 import pathlib
 import sys
 import time
@@ -16,6 +17,11 @@ import rig  # noqa: E402
 
 # Of what is said about a failure while the tests go on.
 FAILURE_LINES = 60
+
+# What a worker needs: a host VM and what is built for it.
+MEMORY_OF_WORKER = 4 << 30
+# More do not help: one file of tests stays with one worker.
+WORKERS_MAX = 4
 
 
 class Keeper:
@@ -73,42 +79,42 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--steps", type=int, help="so many steps")
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """Each worker has a host VM with two CPUs, which are idle half of the time, and 3 GiB of memory."""
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return max(1, min(os.cpu_count() or 1, memory // MEMORY_OF_WORKER, WORKERS_MAX))
+
+
 SUITES = pytest.StashKey[dict[str, float]]()
 
 
-class FailuresAtOnce:
-    """Says what failed while the tests go on: the summary comes half an hour later, or never."""
+class Reporter:
+    """Says what failed while the tests go on, as the summary comes half an hour later; and adds up times."""
 
     def __init__(self, config: pytest.Config):
         self._config = config
+        self._suites = [line.split(":")[0] for line in config.getini("markers")]
 
     @pytest.hookimpl(trylast=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        reporter = self._config.pluginmanager.get_plugin("terminalreporter")
-        if reporter is None or not report.failed:
+        suite = next((name for name in self._suites if name in report.keywords), "other")
+        self._config.stash[SUITES][suite] += report.duration
+        if report.failed:
+            self._show(report)
+
+    def _show(self, report: pytest.TestReport) -> None:
+        terminal = self._config.pluginmanager.get_plugin("terminalreporter")
+        if terminal is None:
             return
-        reporter.ensure_newline()
-        reporter.write_line(f"--- {report.nodeid} failed ({report.when})")
+        terminal.ensure_newline()
+        terminal.write_line(f"--- {report.nodeid} failed ({report.when})")
         for line in report.longreprtext.splitlines()[-FAILURE_LINES:]:
-            reporter.write_line(line)
+            terminal.write_line(line)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.pluginmanager.register(FailuresAtOnce(config))
+    config.pluginmanager.register(Reporter(config))
     config.stash[SUITES] = collections.defaultdict(float)
-
-
-def suite_of(item: pytest.Item) -> str:
-    """The first suite marker of a test."""
-    suites = {line.split(":")[0] for line in item.config.getini("markers")}
-    return next((mark.name for mark in item.iter_markers() if mark.name in suites), "other")
-
-
-@pytest.hookimpl(hookwrapper=True)
-def pytest_runtest_protocol(item: pytest.Item):
-    started = time.monotonic()
-    yield
-    item.config.stash[SUITES][suite_of(item)] += time.monotonic() - started
 
 
 def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:

@@ -25,7 +25,7 @@ liburing-dev make pkg-config python3 rsync rust-clippy rust-src rustc rustfmt xz
 """.split()
 MACHINES = """
 fio iproute2 libpcap0.8t64 nfs-common nfs-kernel-server openssh-client openssh-server procps python3-pytest
-python3-pytest-timeout qemu-system-x86 socat strace systemd-sysv tcpdump udev virtme-ng
+python3-pytest-timeout python3-pytest-xdist qemu-system-x86 socat strace systemd-sysv tcpdump udev virtme-ng
 """.split()
 
 

@@ -19,7 +19,7 @@ from .errors import RigError
 MODULES = ("vmw_vsock_virtio_transport", "vsock_loopback", "vsock_diag", "vsockmon", "virtio_net")
 
 # Archives in the cache.
-KEPT = 12
+KEPT = 20
 
 DIRECTORIES = ("dev", "proc", "sys", "run", "tmp", "root", "var/tmp", "var/log", "etc", "usr/bin", "usr/lib")
 ALIASES = {
@@ -200,10 +200,11 @@ def build(agent: pathlib.Path, programs: Iterable[str], modules: Iterable[str]) 
             output.writelines(fill(agent, found, files).encode())
         partial.rename(target)
         prune(target.parent)
+    target.touch()
     return target
 
 
 def prune(directory: pathlib.Path) -> None:
-    """Removes the archives that were made longest ago."""
+    """Removes the archives that were used longest ago."""
     for path in sorted(directory.glob("*.cpio"), key=lambda path: path.stat().st_mtime)[:-KEPT]:
         path.unlink(missing_ok=True)
