@@ -8,6 +8,8 @@ import re
 import subprocess
 from collections.abc import Sequence
 
+from rig import runs
+
 TESTS = pathlib.Path(__file__).resolve().parent
 RESULT = re.compile(r"^(?P<status>ok|not ok) \d+ (?P<name>\S+)(?: # SKIP (?P<reason>.*))?$", re.MULTILINE)
 
@@ -34,7 +36,7 @@ DYNAMIC = "-C strip=symbols"
 
 def build(package: str = "rvsock-selftests", flags: str = STATIC) -> pathlib.Path:
     """The program of a package."""
-    target = pathlib.Path(os.environ["RVSOCK_CACHE"]) / "target" / package.removeprefix("rvsock-")
+    target = runs.cargo_target(package.removeprefix("rvsock-"))
     command = ["cargo", "build", "--quiet", "--release", "--locked", "--package", package]
     environment = os.environ | {"CARGO_TARGET_DIR": str(target), "RUSTFLAGS": flags}
     result = subprocess.run(command, cwd=TESTS.parent, env=environment, capture_output=True, text=True)

@@ -75,8 +75,7 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     if "KDIR" not in os.environ or "RVSOCK_CACHE" not in os.environ:
         parser.error("this runs inside the provisioned tree: use `make check`")
-    cache = pathlib.Path(os.environ["RVSOCK_CACHE"])
-    known = parts(Toolchain(sources.CHECKOUT, os.environ["RVSOCK_RELEASE"], cache))
+    known = parts(Toolchain(sources.CHECKOUT, os.environ["RVSOCK_RELEASE"]))
     if unknown := set(options.parts) - set(known):
         parser.error(f"no such part: {', '.join(sorted(unknown))}")
     chosen = {name: part for name, part in known.items() if not options.parts or name in options.parts}

@@ -21,7 +21,6 @@ class Toolchain:
 
     checkout: pathlib.Path
     release: str
-    cache: pathlib.Path
 
     @property
     def build(self) -> pathlib.Path:
@@ -72,7 +71,7 @@ class Toolchain:
 
     def cargo(self, command: str, *arguments: str) -> Report:
         line = ["cargo", command, "--workspace", "--locked", "--quiet", *arguments]
-        status, lines = self.run(line, CARGO_TARGET_DIR=str(self.cache / "target" / "check"))
+        status, lines = self.run(line, CARGO_TARGET_DIR=str(self.build.parent / "target" / "check"))
         passed = sum(int(found[1]) for line in lines if (found := re.search(r"(\d+) passed", line)))
         return Report(lines if status else [], summary=f"{passed} passed" if passed else "")
 

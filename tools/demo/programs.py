@@ -19,7 +19,7 @@ GUEST = (
 
 def build() -> list[pathlib.Path]:
     """Builds the samples, statically linked: the guest has only the libraries of the programs above."""
-    target = runs.cache() / "target" / "samples"
+    target = runs.cargo_target("samples")
     command = ["cargo", "build", "--quiet", "--release", "--locked", "--package", "rvsock-samples"]
     environment = os.environ | {
         "CARGO_TARGET_DIR": str(target),

@@ -14,7 +14,7 @@ TARGET = "x86_64-unknown-linux-gnu"
 
 def build(package: str) -> pathlib.Path:
     """The program of a package, statically linked: the guest has no libraries of its own."""
-    target = runs.cache() / "target" / "static"
+    target = runs.cargo_target("static")
     command = ["cargo", "build", "--quiet", "--release", "--package", package, "--target", TARGET]
     environment = os.environ | {
         "CARGO_TARGET_DIR": str(target),

@@ -28,6 +28,12 @@ def cache() -> pathlib.Path:
     return pathlib.Path(setting("RVSOCK_CACHE"))
 
 
+def cargo_target(name: str) -> pathlib.Path:
+    """Where cargo builds, for one set of flags. Not in the cache: cargo takes what another checkout
+    has built there for this one's, if its sources are younger."""
+    return CHECKOUT / "build" / "target" / name
+
+
 def release() -> str:
     return setting("RVSOCK_RELEASE")
 
