@@ -185,6 +185,55 @@ void *rvsock_helper_skb_piece(const struct sk_buff *skb, unsigned int i, unsigne
 	return page_to_virt(skb_frag_page(frag)) + skb_frag_off(frag);
 }
 
+/* --- pages that are referred to (MSG_SPLICE_PAGES) --- */
+
+/*
+ * How much to copy of the next `len` bytes of a message, before the rest is referred to: pieces
+ * shorter than `shortest`, `most` bytes at most. Negative if none of it is to be referred to: nobody
+ * asked for that, it is in memory without references, or it would keep more than twice its size.
+ */
+long rvsock_helper_msg_splice_front(const struct msghdr *msg, size_t len, size_t shortest,
+				    size_t most)
+{
+	const struct iov_iter *iter = &msg->msg_iter;
+	size_t front = 0, behind = 0, pages = 0, skip = iter->iov_offset;
+	const struct bio_vec *bvec;
+
+	if (!(msg->msg_flags & MSG_SPLICE_PAGES) || !iov_iter_is_bvec(iter))
+		return -1;
+	for (bvec = iter->bvec; front + behind < min(len, iter->count); bvec++, skip = 0) {
+		size_t piece = min(bvec->bv_len - skip, min(len, iter->count) - front - behind);
+		size_t offset = bvec->bv_offset + skip;
+
+		if (!behind && piece < shortest && front + piece <= most) {
+			front += piece;
+			continue;
+		}
+		if (!sendpages_ok(bvec->bv_page, offset_in_page(offset) + piece, offset))
+			return -1;
+		behind += piece;
+		pages += DIV_ROUND_UP(offset_in_page(offset) + piece, PAGE_SIZE);
+	}
+	return behind && behind >= pages * PAGE_SIZE / 2 ? front : -1;
+}
+
+/* Refers to the next `len` bytes of an iterator, or to the first of them; how many. */
+ssize_t rvsock_helper_skb_splice(struct sk_buff *skb, struct iov_iter *from, size_t len)
+{
+	ssize_t spliced;
+
+	/* Or sums are computed, which nobody looks at. */
+	skb->ip_summed = CHECKSUM_UNNECESSARY;
+	spliced = skb_splice_from_iter(skb, from, len);
+	if (spliced > 0) {
+		/* Whoever has the pages may write to them. */
+		skb_shinfo(skb)->flags |= SKBFL_SHARED_FRAG;
+		/* What freeing the sk_buff gives back. */
+		refcount_add(spliced, &skb->sk->sk_wmem_alloc);
+	}
+	return spliced;
+}
+
 /* --- zero copy --- */
 
 void rvsock_helper_skb_zcopy_set(struct sk_buff *skb, struct ubuf_info *uarg)

@@ -6,6 +6,12 @@ use core::marker::PhantomData;
 use kernel::iov::{IovIterDest, IovIterSource};
 use rvsock_bindings::bindings;
 
+/// Shorter pieces are copied where they come first: record markers, headers of protocols.
+const SHORTEST_SPLICE: usize = 512;
+
+/// Most bytes that are copied before what is referred to: they share a page with the sk_buff's own.
+const LONGEST_FRONT: usize = 2048;
+
 /// A `struct msghdr` of a system call, or of a kernel user of sockets.
 ///
 /// # Invariants
@@ -49,6 +55,17 @@ impl Message<'_, true> {
     pub fn refuse_zerocopy(&mut self) {
         // SAFETY: The message is valid and exclusive.
         unsafe { (*self.0).msg_flags &= !bindings::MSG_ZEROCOPY }
+    }
+
+    /// How much to copy of the next `len` bytes before the rest is referred to, if the caller asks
+    /// for references (`MSG_SPLICE_PAGES`, from `sendfile()`, `splice()` and the NFS server) and
+    /// that is of use; see [`SkBuff::splice_from_message`](crate::SkBuff::splice_from_message).
+    pub fn splice_front(&self, len: u32) -> Option<u32> {
+        // SAFETY: The message and its iterator are valid.
+        let front = unsafe {
+            bindings::msg_splice_front(self.0, len as usize, SHORTEST_SPLICE, LONGEST_FRONT)
+        };
+        u32::try_from(front).ok()
     }
 
     /// Whether the iterator starts at the beginning of a segment.

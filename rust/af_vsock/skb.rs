@@ -147,6 +147,34 @@ impl SkBuff {
         Ok(skb)
     }
 
+    /// As [`SkBuff::copy_from_message`], but copies only `front` bytes and refers to the pages of
+    /// the rest: as many of them as there is room for.
+    ///
+    /// `front` has to be what [`Message::splice_front`] said, and less than `len`.
+    pub fn splice_from_message(
+        sock: &HeldSock<'_>,
+        message: &mut Message<'_, true>,
+        len: u32,
+        front: u32,
+    ) -> Result<Self> {
+        let skb = Self::with_room(front as usize, bindings::GFP_KERNEL)?;
+        skb.set_owner(sock);
+        // SAFETY: All are valid; the sk_buff has room for `front` bytes, and an owner.
+        unsafe {
+            let from = &raw mut (*message.as_raw()).msg_iter;
+            bindings::skb_put(skb.as_raw(), front);
+            let status =
+                bindings::skb_copy_datagram_from_iter_full(skb.as_raw(), 0, from, front as i32);
+            kernel::error::to_result(status)?;
+            let rest = len.saturating_sub(front) as usize;
+            let spliced = bindings::skb_splice(skb.as_raw(), from, rest);
+            if spliced <= 0 {
+                return Err(EFAULT);
+            }
+        }
+        Ok(skb)
+    }
+
     fn set_owner(&self, sock: &HeldSock<'_>) {
         // SAFETY: Both are valid; the sk_buff is new and has no owner.
         unsafe { bindings::skb_set_owner_w(self.as_raw(), sock.sk()) }
@@ -213,8 +241,9 @@ impl SkBuff {
 }
 
 // SAFETY: The payload of an sk_buff lies in its head and in the pages of its fragments, which are
-// its own until it is freed or changed, wherever the `SkBuff` is moved. User pages of a zero-copy
-// send may be written to by their owner meanwhile: nothing in the kernel depends on what is read.
+// its own until it is freed or changed, wherever the `SkBuff` is moved. Pages of a zero-copy send
+// or of a file may be written to by their owner meanwhile: nothing in the kernel depends on what is
+// read.
 unsafe impl StableBytes for SkBuff {
     fn pieces(&self) -> impl Iterator<Item = &[u8]> {
         // SAFETY: The sk_buff is valid.

@@ -18,6 +18,10 @@ pub trait Link: Sized + Send + Sync + 'static {
     /// Whether payload has to lie in one physically contiguous piece, zero-copy sends excepted.
     const CONTIGUOUS: bool = false;
 
+    /// Whether payload may refer to pages of files and pipes, if the sender asks for that
+    /// (`MSG_SPLICE_PAGES`). It lies in many pieces then.
+    const SPLICES: bool = true;
+
     /// Most bytes of payload in a packet that is not sent by zero copy.
     const PAYLOAD_MAX: u32 = MAX_PAYLOAD;
 

@@ -203,6 +203,10 @@ impl<'a, L: Link> Sending<'a, L> {
     ) -> Result<SkBuff> {
         match &self.zerocopy {
             Some(zerocopy) if self.refers => SkBuff::refer_to_message(sock, message, len, zerocopy),
+            None if L::SPLICES => match message.splice_front(len) {
+                Some(front) => SkBuff::splice_from_message(sock, message, len, front),
+                None => SkBuff::copy_from_message(sock, message, len, L::CONTIGUOUS),
+            },
             zerocopy => {
                 let payload = SkBuff::copy_from_message(sock, message, len, L::CONTIGUOUS)?;
                 if let Some(zerocopy) = zerocopy {

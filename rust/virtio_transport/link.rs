@@ -25,6 +25,9 @@ impl Link for Guest {
     /// Devices in user space take a header and one buffer, no more.
     const CONTIGUOUS: bool = true;
 
+    /// For the same reason: pages of files are rarely contiguous.
+    const SPLICES: bool = false;
+
     fn vtable() -> &'static Vtable<Engine<Self>> {
         &TRANSPORT
     }

@@ -10,6 +10,7 @@ mod race;
 mod seqpacket;
 mod sockmap;
 mod source;
+mod splice;
 mod trace;
 mod unload;
 mod uring;
@@ -25,6 +26,7 @@ pub const ALL: &[&[Case]] = &[
     ending::CASES,
     race::CASES,
     zerocopy::CASES,
+    splice::CASES,
     uring::CASES,
     monitor::CASES,
     trace::CASES,
