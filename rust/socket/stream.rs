@@ -170,8 +170,18 @@ impl Socket {
     /// Sends `pieces` without their first `skipped` bytes, as far as there is room; `EAGAIN` if
     /// there is none.
     pub fn send_pieces(&self, pieces: Pieces<'_>, skipped: usize) -> Result<usize> {
+        self.send(pieces, skipped, 0)
+    }
+
+    /// As [`Socket::send_pieces`], but the socket may refer to the pages instead of copying them:
+    /// what is in them should not change until the peer has it. Not all transports do so.
+    pub fn splice_pieces(&self, pieces: Pieces<'_>, skipped: usize) -> Result<usize> {
+        self.send(pieces, skipped, bindings::MSG_SPLICE_PAGES)
+    }
+
+    fn send(&self, pieces: Pieces<'_>, skipped: usize, flags: u32) -> Result<usize> {
         let mut message = pieces.message(bindings::ITER_SOURCE, skipped);
-        message.msg_flags = FLAGS as u32;
+        message.msg_flags = FLAGS as u32 | flags;
         // SAFETY: The socket is valid, and the message by its construction.
         count(unsafe { bindings::sock_sendmsg(self.0.as_ptr(), &mut message) })
     }

@@ -102,12 +102,13 @@ impl Message {
         self.holds_pages = true;
     }
 
-    /// Sends as much as there is room for; whether that was all.
+    /// Sends as much as there is room for; whether that was all. The socket may keep pages beyond
+    /// the message.
     pub(crate) fn send(&mut self, socket: &Socket) -> Result<bool> {
         while self.sent < self.length {
             // SAFETY: By the type invariants the pieces are valid, and that many bytes.
             let pieces = unsafe { Pieces::new(&self.pieces, self.length) };
-            match socket.send_pieces(pieces, self.sent) {
+            match socket.splice_pieces(pieces, self.sent) {
                 // INVARIANT: No more is sent than there is.
                 Ok(count) => self.sent = self.sent.saturating_add(count).min(self.length),
                 Err(error) if error == EAGAIN => return Ok(false),
