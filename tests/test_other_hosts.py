@@ -98,24 +98,19 @@ def machines(request, host):
         device.kill()
 
 
-def test_a_few_bytes_come_back_from_the_host(machines):
-    with machines.serving("echo", 5000):
-        machines.echo(5000, "--bytes=1000")
+@pytest.mark.parametrize("connections", [1, 100])
+def test_bytes_come_back_from_the_host(machines, connections):
+    port = 5000 + connections
+    with machines.serving("echo", port):
+        machines.echo(port, "--bytes=1000", f"--connections={connections}")
 
 
-def test_a_few_bytes_come_back_from_the_guest(machines):
-    with machines.guest_echo(6000):
-        machines.host.run(machines.unix("exchange", UNIX, 6000, 1000, 1), timeout=TIMEOUT * runs.patience())
-
-
-def test_a_hundred_connections_at_once_to_the_host(machines):
-    with machines.serving("echo", 5001):
-        machines.echo(5001, "--bytes=1000", "--connections=100")
-
-
-def test_a_hundred_connections_at_once_to_the_guest(machines):
-    with machines.guest_echo(6001):
-        machines.host.run(machines.unix("exchange", UNIX, 6001, 1000, 100), timeout=TIMEOUT * runs.patience())
+@pytest.mark.parametrize("connections", [1, 100])
+def test_bytes_come_back_from_the_guest(machines, connections):
+    port = 6000 + connections
+    with machines.guest_echo(port):
+        command = machines.unix("exchange", UNIX, port, 1000, connections)
+        machines.host.run(command, timeout=TIMEOUT * runs.patience())
 
 
 def test_a_guest_that_sends_no_more_still_receives(machines):

@@ -42,6 +42,14 @@ enum Body {
 // SAFETY: Callbacks may be used from any thread.
 unsafe impl Send for Incoming {}
 
+/// The next bytes of a message: where they lie in it, how many, and how to get them.
+struct Next<'a, F: Family> {
+    client: &'a Client<F>,
+    socket: &'a Socket,
+    offset: usize,
+    length: usize,
+}
+
 impl Incoming {
     pub(crate) const fn new() -> Self {
         Self {
@@ -76,11 +84,16 @@ impl Incoming {
                     .map_err(|_| bad_message())?
             }
             Want::Payload { offset, length } => {
-                let (offset, length) = (offset as usize, length as usize);
-                let count = if offset < PREAMBLE_LEN {
-                    self.read_preamble(socket, offset, length)?
+                let next = Next {
+                    client,
+                    socket,
+                    offset: offset as usize,
+                    length: length as usize,
+                };
+                let count = if next.offset < PREAMBLE_LEN {
+                    self.read_preamble(&next)?
                 } else {
-                    self.read_body(client, socket, offset, length)?
+                    self.read_body(&next)?
                 };
                 self.reader.handle_payload(count as u32)
             }
@@ -91,26 +104,22 @@ impl Incoming {
         Ok(())
     }
 
-    fn read_preamble(&mut self, socket: &Socket, offset: usize, length: usize) -> Result<usize> {
-        let end = offset.saturating_add(length).min(PREAMBLE_LEN);
-        let room = self.preamble.get_mut(offset..end).ok_or(bad_message())?;
-        nonzero(socket.receive(room)?)
+    fn read_preamble<F: Family>(&mut self, next: &Next<'_, F>) -> Result<usize> {
+        let end = next.offset.saturating_add(next.length).min(PREAMBLE_LEN);
+        let room = self.preamble.get_mut(next.offset..end);
+        nonzero(next.socket.receive(room.ok_or(bad_message())?)?)
     }
 
-    fn read_body<F: Family>(
-        &mut self,
-        client: &Client<F>,
-        socket: &Socket,
-        offset: usize,
-        length: usize,
-    ) -> Result<usize> {
+    fn read_body<F: Family>(&mut self, next: &Next<'_, F>) -> Result<usize> {
         if matches!(self.body, Body::Unknown) {
-            self.body = self.find_body(client)?;
+            self.body = self.find_body(next.client)?;
         }
         match &mut self.body {
-            Body::Call(callback) => nonzero(callback.receive(socket, offset, length)?),
-            Body::Reply(_) => self.read_reply(client, socket, offset, length),
-            Body::Unknown | Body::Nobody => self.discard(socket, length),
+            Body::Call(callback) => {
+                nonzero(callback.receive(next.socket, next.offset, next.length)?)
+            }
+            Body::Reply(_) => self.read_reply(next),
+            Body::Unknown | Body::Nobody => self.discard(next),
         }
     }
 
@@ -127,27 +136,22 @@ impl Incoming {
         })
     }
 
-    fn discard(&mut self, socket: &Socket, length: usize) -> Result<usize> {
+    fn discard<F: Family>(&mut self, next: &Next<'_, F>) -> Result<usize> {
         if self.scratch.is_empty() {
             self.scratch = KVec::from_elem(0, PAGE_SIZE, GFP_KERNEL)?;
         }
-        let end = length.min(self.scratch.len());
+        let end = next.length.min(self.scratch.len());
         let room = self.scratch.get_mut(..end).ok_or(ENOMEM)?;
-        nonzero(socket.receive(room)?)
+        nonzero(next.socket.receive(room)?)
     }
 
     /// Reads into the request that the message answers.
-    fn read_reply<F: Family>(
-        &mut self,
-        client: &Client<F>,
-        socket: &Socket,
-        offset: usize,
-        length: usize,
-    ) -> Result<usize> {
+    fn read_reply<F: Family>(&mut self, next: &Next<'_, F>) -> Result<usize> {
+        let (client, offset) = (next.client, next.offset);
         // SAFETY: The transport is valid.
         let Some(request) = (unsafe { self.pin_request(client.xprt()) }) else {
             self.body = Body::Nobody;
-            return self.discard(socket, length);
+            return self.discard(next);
         };
         // SAFETY: The request is pinned, and its buffer is ours to fill.
         let result = unsafe {
@@ -155,7 +159,7 @@ impl Incoming {
             if offset == PREAMBLE_LEN && !buffer::fill_head(buffer, &self.preamble) {
                 Ok(None)
             } else {
-                receive_into(buffer, socket, offset, length)
+                receive_into(buffer, next.socket, offset, next.length)
             }
         };
         let (outcome, received) = match result {
@@ -180,7 +184,7 @@ impl Incoming {
             Body::Reply(true)
         };
         match outcome {
-            Ok(0) if matches!(self.body, Body::Nobody) => self.discard(socket, length),
+            Ok(0) if matches!(self.body, Body::Nobody) => self.discard(next),
             outcome => outcome,
         }
     }

@@ -412,16 +412,14 @@ impl<F: Family> Events for Connection<F> {
 impl<F: Family> Connection<F> {
     /// The table of the operations.
     pub(crate) const fn operations() -> bindings::svc_xprt_ops {
-        let mut table: bindings::svc_xprt_ops = pin_init::zeroed();
-        table.xpo_recvfrom = Some(Self::recvfrom);
-        table.xpo_sendto = Some(Self::sendto);
-        table.xpo_result_payload = Some(result_payload);
-        table.xpo_release_ctxt = Some(release_context);
-        table.xpo_detach = Some(Self::detach);
-        table.xpo_free = Some(Self::free);
-        table.xpo_has_wspace = Some(Self::has_wspace);
-        table.xpo_kill_temp_xprt = Some(kill_temporary);
-        table
+        bindings::svc_xprt_ops {
+            xpo_recvfrom: Some(Self::recvfrom),
+            xpo_sendto: Some(Self::sendto),
+            xpo_detach: Some(Self::detach),
+            xpo_free: Some(Self::free),
+            xpo_has_wspace: Some(Self::has_wspace),
+            ..nothing_to_do()
+        }
     }
 
     /// # Safety
@@ -505,10 +503,19 @@ impl<F: Family> Connection<F> {
     }
 }
 
+/// What SUNRPC calls of each transport of a server, and we have nothing to do for.
+pub(crate) const fn nothing_to_do() -> bindings::svc_xprt_ops {
+    let mut table: bindings::svc_xprt_ops = pin_init::zeroed();
+    table.xpo_result_payload = Some(result_payload);
+    table.xpo_release_ctxt = Some(release_context);
+    table.xpo_kill_temp_xprt = Some(kill_temporary);
+    table
+}
+
 /// # Safety
 ///
 /// None.
-pub(crate) unsafe extern "C" fn result_payload(
+unsafe extern "C" fn result_payload(
     _request: *mut bindings::svc_rqst,
     _offset: c_uint,
     _length: c_uint,
@@ -519,13 +526,9 @@ pub(crate) unsafe extern "C" fn result_payload(
 /// # Safety
 ///
 /// None.
-pub(crate) unsafe extern "C" fn release_context(
-    _xprt: *mut bindings::svc_xprt,
-    _context: *mut c_void,
-) {
-}
+unsafe extern "C" fn release_context(_xprt: *mut bindings::svc_xprt, _context: *mut c_void) {}
 
 /// # Safety
 ///
 /// None.
-pub(crate) unsafe extern "C" fn kill_temporary(_xprt: *mut bindings::svc_xprt) {}
+unsafe extern "C" fn kill_temporary(_xprt: *mut bindings::svc_xprt) {}

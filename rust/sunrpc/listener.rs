@@ -3,7 +3,7 @@
 //! A socket on which a server waits for clients.
 
 use crate::{
-    connection::{kill_temporary, release_context, result_payload, Connection},
+    connection::{nothing_to_do, Connection},
     errors::error,
     Family,
 };
@@ -51,16 +51,14 @@ impl<F: Family> Events for Listener<F> {
 impl<F: Family> Listener<F> {
     /// The table of the operations.
     pub(crate) const fn operations() -> bindings::svc_xprt_ops {
-        let mut table: bindings::svc_xprt_ops = pin_init::zeroed();
-        table.xpo_create = Some(Self::create);
-        table.xpo_accept = Some(Self::accept);
-        table.xpo_result_payload = Some(result_payload);
-        table.xpo_release_ctxt = Some(release_context);
-        table.xpo_detach = Some(Self::detach);
-        table.xpo_free = Some(Self::free);
-        table.xpo_has_wspace = Some(has_wspace);
-        table.xpo_kill_temp_xprt = Some(kill_temporary);
-        table
+        bindings::svc_xprt_ops {
+            xpo_create: Some(Self::create),
+            xpo_accept: Some(Self::accept),
+            xpo_detach: Some(Self::detach),
+            xpo_free: Some(Self::free),
+            xpo_has_wspace: Some(has_wspace),
+            ..nothing_to_do()
+        }
     }
 
     /// # Safety

@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use clap::Parser;
 use rustix::mount::MountFlags;
 use rvsock_nfs::{
-    client,
+    client, exit_code,
     options::{OptionError, Options},
     source::Source,
 };
@@ -99,24 +99,13 @@ fn run(arguments: &Arguments, options: &Options) -> Result<()> {
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let result = options(&arguments).map_err(|error| (USAGE, error.into()));
-    match result.and_then(|options| run(&arguments, &options).map_err(|error| (FAILURE, error))) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err((status, error)) => {
-            eprintln!("mount.nfs_vsock: {error:#}");
-            ExitCode::from(status)
-        }
-    }
+    let run = |options| run(&arguments, &options).map_err(|error| (FAILURE, error));
+    exit_code("mount.nfs_vsock", result.and_then(run))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
-
-    #[test]
-    fn the_command_line_is_consistent() {
-        Arguments::command().debug_assert();
-    }
 
     #[test]
     fn mount_calls_it_with_options_last() {

@@ -9,7 +9,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 use rvsock_nfs::{
     allowed::{Allowed, Store},
-    module,
+    exit_code, module,
     server::Nfsd,
 };
 use vsock_proto::mapping::SERVER;
@@ -162,13 +162,8 @@ fn run(command: &Command) -> Result<()> {
 }
 
 fn main() -> ExitCode {
-    match run(&Arguments::parse().command) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("nfs-vsock: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    let result = run(&Arguments::parse().command);
+    exit_code("nfs-vsock", result.map_err(|error| (1, error)))
 }
 
 #[cfg(test)]
