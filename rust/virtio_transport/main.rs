@@ -50,7 +50,7 @@ struct RunningQueue;
 
 impl RunningQueue {
     fn start() -> Result<Self> {
-        let queue = Arc::new(WorkQueue::unbound(c"virtio_vsock")?, GFP_KERNEL)?;
+        let queue = Arc::new(WorkQueue::per_cpu(c"virtio_vsock")?, GFP_KERNEL)?;
         CLOSE_QUEUE.fill(queue).map_err(|_| EBUSY)?;
         Ok(Self)
     }
