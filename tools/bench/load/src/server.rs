@@ -64,17 +64,22 @@ fn handle(mut connection: File, sessions: &Sessions) -> io::Result<()> {
     }
 }
 
-fn sink(mut connection: File, request: &Request, session: &Session) -> io::Result<()> {
+/// A connection that breaks is at its end, too.
+fn sink(connection: File, request: &Request, session: &Session) -> io::Result<()> {
+    let result = receive(connection, request, session);
+    session.leave(Instant::now());
+    result
+}
+
+fn receive(mut connection: File, request: &Request, session: &Session) -> io::Result<()> {
     let mut buffer = vec![0; READ_MIN.max(request.size as usize)];
     connection.write_all(&[0])?;
     loop {
         let length = connection.read(&mut buffer)?;
-        let now = Instant::now();
         if length == 0 {
-            session.leave(now);
             return Ok(());
         }
-        session.count(length, now);
+        session.count(length, Instant::now());
     }
 }
 
