@@ -7,18 +7,17 @@ use crate::{
     guest_to_host, host_to_guest,
     link::Host,
     registry::REGISTRY,
+    retry::Retry,
 };
 use af_vsock::{for_each_connected, Net, OwnedNet, Sock};
 use kernel::{
-    impl_has_work, new_spinlock, new_work,
+    new_spinlock,
     prelude::*,
     sync::{
         atomic::{ordering, Atomic, AtomicFlag},
         Arc, SpinLock,
     },
-    time::{delay::fsleep, Delta},
     uaccess::{UserPtr, UserSlice},
-    workqueue::{Work, WorkItem},
 };
 use vhost::{Bell, Device, Driver};
 use vsock_transport::{Engine, Packet};
@@ -38,9 +37,6 @@ const SET_RUNNING: u32 = kernel::ioctl::_IOW::<i32>(0xaf, 0x61);
 /// `errno` of a host that does not answer; the kernel crate has no name for it.
 const EHOSTUNREACH: i32 = 113;
 
-/// How long a guest's packet waits for memory, in microseconds.
-const PAUSE: i64 = 100_000;
-
 /// A guest, as sockets see it.
 #[pin_data]
 pub(crate) struct Guest {
@@ -51,33 +47,20 @@ pub(crate) struct Guest {
     cid: Atomic<u32>,
     has_seqpacket: AtomicFlag,
     is_running: AtomicFlag,
-    /// The guest's packets wait until replies have been taken.
+    /// The guest's packets wait until replies have been taken, or for memory.
     pub(crate) transmit_waits: AtomicFlag,
     /// Packets for the guest. Innermost lock: taken with a socket lock held, or that of a queue.
     #[pin]
     pub(crate) flows: SpinLock<Flows>,
     #[pin]
-    retry: Work<Self>,
-}
-
-impl_has_work! {
-    impl HasWork<Self> for Guest { self.retry }
-}
-
-impl WorkItem for Guest {
-    type Pointer = Arc<Self>;
-
-    fn run(this: Arc<Self>) {
-        fsleep(Delta::from_micros(PAUSE));
-        this.transmit_waits.store(true, ordering::Release);
-        this.bell.ring();
-    }
+    retry: Retry,
 }
 
 impl Guest {
     fn new(bell: Arc<Bell>) -> Result<Arc<Self>> {
         Arc::pin_init(
             try_pin_init!(Self {
+                retry <- Retry::new(bell.clone()),
                 bell,
                 net: OwnedNet::current(),
                 cid: Atomic::new(0),
@@ -85,7 +68,6 @@ impl Guest {
                 is_running: AtomicFlag::new(false),
                 transmit_waits: AtomicFlag::new(false),
                 flows <- new_spinlock!(Flows::new(), "Guest::flows"),
-                retry <- new_work!("Guest::retry"),
             }? Error),
             GFP_KERNEL,
         )
@@ -142,12 +124,10 @@ impl Guest {
         self.bell.ring();
     }
 
-    /// Looks at the guest's packets again after a pause: there was no memory for one.
-    pub(crate) fn retry_later(self: &Arc<Self>) {
-        let _ = crate::link::CLOSE_QUEUE.with(|queue| {
-            // Pending already is as good.
-            let _ = queue.enqueue(self.clone());
-        });
+    /// Looks at the guest's packets again after a pause: there was no memory for one. Sleeps.
+    pub(crate) fn retry_later(&self) {
+        self.transmit_waits.store(true, ordering::Release);
+        self.retry.start();
     }
 }
 
@@ -187,6 +167,7 @@ impl Driver for GuestDevice {
 
     fn stopped(&self) {
         self.0.is_running.store(false, ordering::Release);
+        self.0.retry.cancel();
         // What waited for this boot of the guest must not reach the next one. Who sends later has
         // the lock after us, and finds that the guest does not run.
         let left = self.0.flows.lock().take_all();

@@ -8,7 +8,7 @@ use kernel::prelude::*;
 use rvsock_bindings::{RcuSlot, WorkQueue};
 use vsock_transport::{Engine, Link, Packet};
 
-/// Where closed sockets wait for their peers, and guests for memory.
+/// Where closed sockets wait for their peers.
 pub(crate) static CLOSE_QUEUE: RcuSlot<WorkQueue> = RcuSlot::new();
 
 /// The link over all guests' devices.

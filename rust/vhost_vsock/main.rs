@@ -17,6 +17,7 @@ mod guest_to_host;
 mod host_to_guest;
 mod link;
 mod registry;
+mod retry;
 
 module! {
     type: Module,

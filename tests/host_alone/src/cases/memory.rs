@@ -12,11 +12,13 @@ use rvsock_selftests::pattern::Pattern;
 use rvsock_selftests::socket::Kind;
 
 use crate::device::skip;
-use crate::guest::{Guest, Options};
+use crate::guest::{Guest, Options, SHORT};
 
 cases!("memory":
     a_packet_that_there_is_no_memory_for_is_delayed
         => "it is lost, and so is its buffer",
+    a_device_can_be_stopped_and_closed_while_it_waits_for_memory
+        => "it does not wait",
 );
 
 const SWITCHES: &str = "/sys/kernel/debug/failslab";
@@ -99,4 +101,29 @@ fn a_packet_that_there_is_no_memory_for_is_delayed(_: &Setup) -> anyhow::Result<
         ensure!(got.len() == bytes.len(), "{} bytes arrived", got.len());
         Ok(())
     })
+}
+
+fn a_device_can_be_stopped_and_closed_while_it_waits_for_memory(_: &Setup) -> anyhow::Result<()> {
+    if !Path::new(SWITCHES).exists() {
+        return skip("this kernel has no failslab");
+    }
+    for _ in 0..10 {
+        let mut guest = Guest::start(&Options::default())?;
+        let (socket, mut connection) = guest.connect_pair(Kind::Stream)?;
+        let shortage = NoMemory::new(100)?;
+        ensure!(shortage.strike_workers()? == 1, "the worker was not found");
+        guest.send_data(&mut connection, &[1; 4000])?;
+        thread::sleep(SHORT);
+        guest.device.set_running(0)?;
+        drop(shortage);
+        // What waited is looked at when the device starts.
+        guest.device.set_running(1)?;
+        socket.recv_exact(4000)?;
+
+        let _shortage = NoMemory::new(100)?;
+        guest.send_data(&mut connection, &[2; 4000])?;
+        thread::sleep(SHORT);
+        drop(guest);
+    }
+    Ok(())
 }
