@@ -4,13 +4,24 @@
 
 use crate::{bell::Target, Bell, Driver, Session};
 use core::{cell::UnsafeCell, marker::PhantomData, pin::Pin};
-use kernel::{error::to_result, prelude::*, sync::Arc, types::Opaque};
+use kernel::{
+    error::to_result,
+    prelude::*,
+    sync::{
+        atomic::{ordering, Atomic},
+        Arc,
+    },
+    types::Opaque,
+};
 use rvsock_bindings::bindings;
 
 /// Queues of a device.
 const QUEUES: usize = 2;
 /// The queue whose worker a bell wakes; all queues have the same.
 const BELL_QUEUE: usize = 0;
+
+/// Where a queue is that was never stopped; positions have 16 bits.
+const NOWHERE: u32 = u32::MAX;
 
 /// Pieces that the memory of a buffer may consist of (`UIO_MAXIOV`).
 pub(crate) const PIECES_MAX: u32 = bindings::UIO_MAXIOV;
@@ -32,6 +43,8 @@ pub struct Device<D: Driver> {
     #[pin]
     work: Opaque<bindings::vhost_work>,
     target: UnsafeCell<Target>,
+    /// Where each queue was when it was stopped last: the number of the next buffer.
+    stopped_at: [Atomic<u32>; QUEUES],
     bell: Arc<Bell>,
     driver: D,
 }
@@ -55,6 +68,7 @@ impl<D: Driver> Device<D> {
                 pointers: UnsafeCell::new([none; QUEUES]),
                 work <- Opaque::zeroed(),
                 target: UnsafeCell::new(Target { queue: none, work: core::ptr::null_mut() }),
+                stopped_at: core::array::from_fn(|_| Atomic::new(NOWHERE)),
                 bell,
                 driver,
             }? Error),
@@ -134,6 +148,9 @@ impl<D: Driver> Device<D> {
     pub fn start(&self) -> Result {
         let guard = self.lock();
         guard.check_owner()?;
+        if !guard.goes_on() {
+            self.driver.rebooted();
+        }
         if let Err(error) = self.all_queues().try_for_each(|queue| queue.start()) {
             guard.stop_queues();
             self.driver.stopped();
@@ -172,6 +189,7 @@ impl<D: Driver> PinnedDrop for Device<D> {
             guard.stop_queues();
             self.driver.stopped();
         }
+        self.driver.closed();
         // SAFETY: By the type invariants the device is initialized; nothing can start it or reach
         // it any more.
         unsafe {
@@ -192,7 +210,18 @@ impl<D: Driver> DeviceGuard<'_, D> {
     }
 
     fn stop_queues(&self) {
-        self.0.all_queues().for_each(|queue| queue.stop());
+        for (queue, stopped_at) in self.0.all_queues().zip(&self.0.stopped_at) {
+            if let Some(position) = queue.stop() {
+                stopped_at.store(position.into(), ordering::Relaxed);
+            }
+        }
+    }
+
+    /// Whether the queues run, or would go on where they were stopped: a guest that was paused
+    /// continues there, and one that booted anew begins at 0.
+    fn goes_on(&self) -> bool {
+        let mut queues = self.0.all_queues().zip(&self.0.stopped_at);
+        queues.all(|(queue, stopped_at)| queue.goes_on_from(stopped_at.load(ordering::Relaxed)))
     }
 
     /// Takes over what the guest agreed to. `EFAULT` if dirty memory cannot be logged, or there is
@@ -282,9 +311,21 @@ impl<'a> Queue<'a> {
         })
     }
 
-    fn stop(self) {
+    /// Returns where it was, if it ran.
+    fn stop(self) -> Option<u16> {
         // SAFETY: The queue is initialized and locked.
-        self.locked(|queue| unsafe { (*queue).private_data = core::ptr::null_mut() });
+        self.locked(|queue| unsafe {
+            let ran = !(*queue).private_data.is_null();
+            (*queue).private_data = core::ptr::null_mut();
+            ran.then_some((*queue).last_avail_idx)
+        })
+    }
+
+    fn goes_on_from(self, position: u32) -> bool {
+        // SAFETY: The queue is initialized and locked.
+        self.locked(|queue| unsafe {
+            !(*queue).private_data.is_null() || u32::from((*queue).last_avail_idx) == position
+        })
     }
 
     fn set_features(self, features: u64) {

@@ -23,11 +23,16 @@ pub trait Driver: Sized + Send + Sync + 'static {
     /// The guest agreed to `features`, all of them known. The lock of the device is held.
     fn set_features(&self, features: u64);
 
+    /// The device is about to start, and its queues do not go on where they were stopped: the guest
+    /// has begun anew, or this is its beginning. The lock of the device is held.
+    fn rebooted(&self);
+
     /// The device has started: its queues run. The lock of the device is held.
     fn started(&self);
 
     /// The device has stopped, or never started: nobody is in a session, nor will be until it is
-    /// started. The lock of the device is held.
+    /// started. The guest may be paused only, and go on as if nothing had happened. The lock of the
+    /// device is held.
     fn stopped(&self);
 
     /// A command that is not vhost's own; `ENOIOCTLCMD` if it is not ours either.
@@ -42,4 +47,7 @@ pub trait Driver: Sized + Send + Sync + 'static {
 
     /// The file is closed: nobody must find the device any more. Its queues may still run.
     fn release(&self);
+
+    /// After [`Driver::release`] and a last [`Driver::stopped`]: nobody will be in a session again.
+    fn closed(&self);
 }

@@ -20,6 +20,7 @@ use kernel::{
     uaccess::{UserPtr, UserSlice},
 };
 use vhost::{Bell, Device, Driver};
+use vsock_proto::Operation;
 use vsock_transport::{Engine, Packet};
 
 /// Numbers of the queues, as the guest calls them (section 5.10.2). The event queue is the
@@ -47,6 +48,8 @@ pub(crate) struct Guest {
     cid: Atomic<u32>,
     has_seqpacket: AtomicFlag,
     is_running: AtomicFlag,
+    /// Its connections are those of a guest that is no more.
+    has_rebooted: AtomicFlag,
     /// The guest's packets wait until replies have been taken, or for memory.
     pub(crate) transmit_waits: AtomicFlag,
     /// Packets for the guest. Innermost lock: taken with a socket lock held, or that of a queue.
@@ -66,6 +69,7 @@ impl Guest {
                 cid: Atomic::new(0),
                 has_seqpacket: AtomicFlag::new(false),
                 is_running: AtomicFlag::new(false),
+                has_rebooted: AtomicFlag::new(false),
                 transmit_waits: AtomicFlag::new(false),
                 flows <- new_spinlock!(Flows::new(), "Guest::flows"),
             }? Error),
@@ -93,15 +97,30 @@ impl Guest {
         self.has_seqpacket.load(ordering::Relaxed)
     }
 
-    /// Queues a packet for the guest. `EHOSTUNREACH` if it is not running: waiting for it would be
-    /// in vain, as nobody would be listening there.
+    /// Whether connections to it are those of a guest that is no more.
+    pub(crate) fn has_rebooted(&self) -> bool {
+        self.has_rebooted.load(ordering::Relaxed)
+    }
+
+    /// Queues a packet for the guest. `ENODEV` if its device is closed.
+    ///
+    /// `EHOSTUNREACH` if it is not running, and its sender can be told: nobody may be listening
+    /// there. What else a connection has to say waits, as the guest may be paused only.
     pub(crate) fn send(&self, mut packet: KBox<Packet<Host>>) -> Result {
+        let can_wait = !matches!(
+            packet.header.operation,
+            Operation::Request | Operation::ReadWrite
+        );
         let mut place = None;
         loop {
             // A packet that is dropped wakes its sender, so not under the lock.
             let mut flows = self.flows.lock();
-            // Asked with the lock held: who stops the guest says so, and empties the queue then.
-            if !self.is_running.load(ordering::Relaxed) {
+            // Asked with the lock held: who closes the device says so, and empties the queue then.
+            if self.cid().is_none() {
+                drop(flows);
+                return Err(ENODEV);
+            }
+            if !can_wait && !self.is_running.load(ordering::Relaxed) {
                 drop(flows);
                 return Err(host_unreachable());
             }
@@ -128,6 +147,12 @@ impl Guest {
     pub(crate) fn retry_later(&self) {
         self.transmit_waits.store(true, ordering::Release);
         self.retry.start();
+    }
+
+    /// Drops all that waits for the guest.
+    fn forget(&self) {
+        let left = self.flows.lock().take_all();
+        drop(left);
     }
 }
 
@@ -168,10 +193,14 @@ impl Driver for GuestDevice {
     fn stopped(&self) {
         self.0.is_running.store(false, ordering::Release);
         self.0.retry.cancel();
-        // What waited for this boot of the guest must not reach the next one. Who sends later has
-        // the lock after us, and finds that the guest does not run.
-        let left = self.0.flows.lock().take_all();
-        drop(left);
+    }
+
+    fn rebooted(&self) {
+        self.0.has_rebooted.store(true, ordering::Release);
+        for_each_connected::<Engine<Host>>();
+        self.0.has_rebooted.store(false, ordering::Release);
+        // What waited for this boot of the guest must not reach the next one.
+        self.0.forget();
     }
 
     fn ioctl(device: &Device<Self>, command: u32, argument: UserPtr) -> Result {
@@ -210,5 +239,9 @@ impl Driver for GuestDevice {
             registry.remove(&self.0);
         }
         for_each_connected::<Engine<Host>>();
+    }
+
+    fn closed(&self) {
+        self.0.forget();
     }
 }

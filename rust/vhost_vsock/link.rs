@@ -56,10 +56,10 @@ impl Link for Host {
         Ok(())
     }
 
-    /// A guest went away: its connections end, those of others do not.
+    /// A guest went away or booted anew: its connections end, those of others do not.
     fn reset_connected(sock: &Sock) {
         let (_, remote) = sock.peek();
-        if registry::find(remote.cid, sock.net()).is_none() {
+        if registry::find(remote.cid, sock.net()).is_none_or(|guest| guest.has_rebooted()) {
             sock.orphan_unlocked();
         }
     }

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{ensure, Context};
 use rvsock_selftests::case::Setup;
 use rvsock_selftests::errno::Errno;
+use rvsock_selftests::pattern::Pattern;
 use rvsock_selftests::socket::{Address, Kind, Socket};
 use rvsock_selftests::{cases, ensure_eq};
 
@@ -21,6 +22,11 @@ cases!("restart":
         => "packets stay in the queue of the device when it is stopped",
     nothing_gets_in_while_a_guest_is_stopped
         => "packets stay in the queue of the device when it is stopped",
+    a_paused_guest_gets_what_waited_for_it,
+    what_nobody_is_asked_to_send_again_waits_for_a_paused_guest
+        => "it is lost",
+    a_reboot_resets_connections
+        => "they hang until something is sent",
     a_guest_that_rang_before_it_ran_is_heard
         => "only the queue for the guest is looked at when it starts",
     a_guest_is_found_while_others_change_their_cids
@@ -94,6 +100,55 @@ fn nothing_gets_in_while_a_guest_is_stopped(setup: &Setup) -> anyhow::Result<()>
         drop(socket);
     }
     Ok(())
+}
+
+fn a_paused_guest_gets_what_waited_for_it(_: &Setup) -> anyhow::Result<()> {
+    let mut guest = Guest::start(&Options {
+        buffers: 4,
+        ..Options::default()
+    })?;
+    let (socket, mut connection) = guest.accept_from(Kind::Stream)?;
+    let pattern = Pattern::new(11);
+    let bytes = pattern.bytes(0, 100_000);
+    socket.send_all(&bytes)?;
+    for _ in 0..3 {
+        guest.device.set_running(0)?;
+        guest.device.set_running(1)?;
+    }
+    let got = guest.receive_data(&mut connection, bytes.len())?;
+    pattern.check(0, &got)
+}
+
+fn what_nobody_is_asked_to_send_again_waits_for_a_paused_guest(_: &Setup) -> anyhow::Result<()> {
+    let mut guest = Guest::start(&Options::default())?;
+    let (socket, connection) = guest.accept_from(Kind::Stream)?;
+    guest.device.set_running(0)?;
+    let _ = socket.shutdown(libc::SHUT_WR);
+    guest.device.set_running(1)?;
+    guest.expect(operation::SHUTDOWN)?;
+    drop(socket);
+    guest.answer_close(&connection)
+}
+
+fn a_reboot_resets_connections(_: &Setup) -> anyhow::Result<()> {
+    let mut guest = Guest::start(&Options::default())?;
+    let mut neighbour = Guest::start(&Options {
+        cid: CID + 1,
+        ..Options::default()
+    })?;
+    let (neighbours, mut to_neighbour) = neighbour.connect_pair(Kind::Stream)?;
+    let (socket, _) = guest.accept_from(Kind::Stream)?;
+    guest.device.set_running(0)?;
+    ensure_eq!(socket.take_error()?, None);
+    reboot(&mut guest)?;
+    ensure_eq!(socket.take_error()?, Some(Errno(libc::ECONNRESET)));
+    ensure_eq!(socket.recv_vec(1, 0)?, b"");
+    drop(socket);
+    guest.expect_silence()?;
+
+    let (fresh, mut connection) = guest.accept_from(Kind::Stream)?;
+    guest.converse(&fresh, &mut connection)?;
+    neighbour.converse(&neighbours, &mut to_neighbour)
 }
 
 fn a_guest_that_rang_before_it_ran_is_heard(_: &Setup) -> anyhow::Result<()> {
