@@ -11,7 +11,6 @@ mod header;
 mod hostile;
 mod iotlb;
 mod memory;
-mod namespace;
 mod ring;
 mod speed;
 

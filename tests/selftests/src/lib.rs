@@ -4,6 +4,7 @@
 pub mod case;
 pub mod errno;
 pub mod fault;
+pub mod namespace;
 pub mod pattern;
 pub mod runner;
 pub mod socket;

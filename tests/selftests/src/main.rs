@@ -9,7 +9,7 @@ mod cases;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use rvsock_selftests::{case, cases, ensure_eq, errno, fault, pattern, runner, socket};
+use rvsock_selftests::{case, cases, ensure_eq, errno, fault, namespace, pattern, runner, socket};
 
 use case::{Case, Setup};
 

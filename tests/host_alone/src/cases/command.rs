@@ -7,6 +7,7 @@ use std::ptr::without_provenance_mut;
 
 use rvsock_selftests::case::Setup;
 use rvsock_selftests::errno::{check, Errno};
+use rvsock_selftests::namespace;
 use rvsock_selftests::socket::{Kind, Socket};
 use rvsock_selftests::{cases, ensure_eq};
 use vhost::vhost_kern::vhost_binding as raw;
@@ -14,7 +15,6 @@ use vhost::vhost_kern::vhost_binding as raw;
 use crate::device::{feature, Device, BACKEND_IOTLB_V2, RX, TX};
 use crate::guest::{prepare, Guest, Options, CID};
 use crate::memory::{Memory, BASE};
-use crate::namespace;
 
 cases!("command":
     the_device_has_its_number,

@@ -1,15 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Network namespaces: in local mode their sockets keep to themselves.
-//!
-//! A namespace gets its mode from its parent's `child_ns_mode`, which can be written once.
 
-use std::fs;
 use std::thread;
 
-use anyhow::Context;
-
-use crate::case::{Setup, Skip, PATIENCE};
-use crate::errno::{check, Errno};
+use crate::case::{Setup, PATIENCE};
+use crate::errno::Errno;
+use crate::namespace::{inside, prepare};
 use crate::socket::{Kind, Socket};
 use crate::{cases, ensure_eq};
 
@@ -23,41 +19,6 @@ cases!("namespace":
     messages_need_a_global_namespace,
     a_connection_outlives_its_namespace,
 );
-
-const MODE: &str = "/proc/sys/net/vsock/ns_mode";
-const CHILD_MODE: &str = "/proc/sys/net/vsock/child_ns_mode";
-
-fn enter_new_namespace() -> anyhow::Result<()> {
-    // SAFETY: Concerns this thread only.
-    check(unsafe { libc::unshare(libc::CLONE_NEWNET) }).context("a new network namespace")?;
-    Ok(())
-}
-
-/// Makes children of this process's namespace, which the case has for itself, be of `mode`.
-fn prepare(mode: &str) -> anyhow::Result<()> {
-    if !std::path::Path::new(MODE).exists() {
-        return Err(Skip("this kernel's vsock has no modes of namespaces".into()).into());
-    }
-    enter_new_namespace()?;
-    fs::write(CHILD_MODE, mode).context(CHILD_MODE)
-}
-
-/// Runs `work` in a new child namespace. Sockets that it returns stay there.
-fn inside<T: Send>(
-    mode: &str,
-    work: impl FnOnce() -> anyhow::Result<T> + Send,
-) -> anyhow::Result<T> {
-    thread::scope(|scope| {
-        let worker = scope.spawn(|| {
-            enter_new_namespace()?;
-
-            let is = fs::read_to_string(MODE)?;
-            ensure_eq!(is.trim(), mode);
-            work()
-        });
-        worker.join().unwrap()
-    })
-}
 
 fn client(kind: Kind) -> Result<Socket, Errno> {
     let socket = Socket::new(kind)?;

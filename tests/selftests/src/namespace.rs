@@ -7,11 +7,10 @@ use std::fs;
 use std::path::Path;
 use std::thread;
 
+use crate::case::Skip;
+use crate::ensure_eq;
+use crate::errno::check;
 use anyhow::Context;
-use rvsock_selftests::ensure_eq;
-use rvsock_selftests::errno::check;
-
-use crate::device::skip;
 
 const MODE: &str = "/proc/sys/net/vsock/ns_mode";
 const CHILD_MODE: &str = "/proc/sys/net/vsock/child_ns_mode";
@@ -25,7 +24,7 @@ fn enter_new() -> anyhow::Result<()> {
 /// Makes children of this process's namespace, which the case has for itself, be of `mode`.
 pub fn prepare(mode: &str) -> anyhow::Result<()> {
     if !Path::new(MODE).exists() {
-        return skip("this kernel's vsock has no modes of namespaces");
+        return Err(Skip("this kernel's vsock has no modes of namespaces".into()).into());
     }
     enter_new()?;
     fs::write(CHILD_MODE, mode).context(CHILD_MODE)
