@@ -376,16 +376,21 @@ fn a_closed_socket_waits_for_its_guest(_: &Setup) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The connection of `socket` is over for both ends.
+fn expect_end(guest: &mut Guest, socket: Socket) -> anyhow::Result<()> {
+    ensure_eq!(socket.recv_vec(1, 0)?, b"");
+    ensure_eq!(socket.send(b"x", 0), Err(Errno(libc::EPIPE)));
+    drop(socket);
+    guest.expect_silence()
+}
+
 fn a_guest_can_close(_: &Setup) -> anyhow::Result<()> {
     let mut guest = Guest::start(&Options::default())?;
     for kind in KINDS {
         let (socket, connection) = guest.connect_pair(kind)?;
         guest.send_control(&connection, operation::SHUTDOWN, flag::SHUTDOWN_BOTH)?;
         guest.expect(operation::RESET)?;
-        ensure_eq!(socket.recv_vec(1, 0)?, b"");
-        ensure_eq!(socket.send(b"x", 0), Err(Errno(libc::EPIPE)));
-        drop(socket);
-        guest.expect_silence()?;
+        expect_end(&mut guest, socket)?;
     }
     Ok(())
 }
@@ -395,10 +400,7 @@ fn a_reset_ends_a_connection(_: &Setup) -> anyhow::Result<()> {
     for kind in KINDS {
         let (socket, connection) = guest.accept_from(kind)?;
         guest.send_control(&connection, operation::RESET, 0)?;
-        ensure_eq!(socket.recv_vec(1, 0)?, b"");
-        ensure_eq!(socket.send(b"x", 0), Err(Errno(libc::EPIPE)));
-        drop(socket);
-        guest.expect_silence()?;
+        expect_end(&mut guest, socket)?;
     }
     Ok(())
 }
