@@ -31,6 +31,12 @@ pub trait Link: Sized + Send + Sync + 'static {
     /// CID of this end; [`CID_ANY`](af_vsock::CID_ANY) if it has none.
     fn local_cid() -> u32;
 
+    /// CID that packets of a socket come from whose own is `bound`. Usually not that one: a guest's
+    /// may have changed since.
+    fn source_cid(_bound: u32) -> u32 {
+        Self::local_cid()
+    }
+
     /// Whether `cid` can be reached.
     fn has_remote_cid(_sock: &Sock, _cid: u32) -> bool {
         false

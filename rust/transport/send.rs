@@ -241,8 +241,10 @@ fn can_refer<L: Link>(message: &mut Message<'_, true>, granted: u32) -> bool {
 /// A header from `sock` to its peer, without what changes from packet to packet.
 fn header<L: Link>(sock: &HeldSock<'_>, operation: Operation) -> Header {
     Header {
-        // Not the socket's own CID: a guest's may have changed since.
-        source: Address::new(L::local_cid(), sock.local().port),
+        source: Address {
+            cid: L::source_cid(sock.local().cid),
+            ..sock.local()
+        },
         destination: sock.remote(),
         len: 0,
         kind: sock.kind().to_wire(),

@@ -3,7 +3,7 @@
 //! The link of a machine to itself: a queue, and a worker that delivers what is in it.
 
 use crate::THIS_MODULE;
-use af_vsock::{deliver_tap, Net, Sock, TapPayload, Vtable, CID_LOCAL};
+use af_vsock::{deliver_tap, Net, Sock, TapPayload, Vtable, CID_ANY, CID_LOCAL};
 use kernel::{
     impl_has_work, new_spinlock, new_work,
     prelude::*,
@@ -96,6 +96,16 @@ impl Link for Loopback {
 
     fn local_cid() -> u32 {
         CID_LOCAL
+    }
+
+    /// A machine has other CIDs beside that of loopback: who was reached under one answers from it,
+    /// or it would not be taken for the peer.
+    fn source_cid(bound: u32) -> u32 {
+        if bound == CID_ANY {
+            CID_LOCAL
+        } else {
+            bound
+        }
     }
 
     fn stream_allow(_sock: &Sock) -> bool {

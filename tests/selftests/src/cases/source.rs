@@ -12,7 +12,7 @@ use anyhow::ensure;
 use crate::case::Setup;
 use crate::errno::Errno;
 use crate::fault::StalledDelivery;
-use crate::socket::{Kind, Socket};
+use crate::socket::{Address, Kind, Socket};
 use crate::{cases, ensure_eq};
 
 cases!("source":
@@ -20,6 +20,7 @@ cases!("source":
         => "its request is dropped, and connect() times out",
     a_stranger_cannot_spoil_the_connect_of_a_client
         => "its request ends the client's connect() with EPROTO",
+    a_machine_reaches_itself_under_all_its_cids,
 );
 
 /// Of the stranger's connect(): far longer than an answer takes.
@@ -51,11 +52,30 @@ fn a_stranger_who_connects_to_a_connected_client_is_refused_at_once(
     Ok(())
 }
 
+/// A machine that is nobody's guest has that of a host, too.
+fn a_machine_reaches_itself_under_all_its_cids(_: &Setup) -> anyhow::Result<()> {
+    for kind in [Kind::Stream, Kind::Seqpacket] {
+        for cid in [libc::VMADDR_CID_LOCAL, libc::VMADDR_CID_HOST] {
+            let listener = Socket::listening(kind)?;
+            let client = Socket::new(kind)?;
+            let port = listener.port()?;
+            client.connect(Address { cid, port })?;
+            ensure_eq!(client.peer()?.cid, cid);
+            let server = listener.accept()?;
+            client.send_all(b"question")?;
+            ensure_eq!(server.recv_exact(8)?, b"question");
+            server.send_all(b"answer")?;
+            ensure_eq!(client.recv_exact(6)?, b"answer");
+        }
+    }
+    Ok(())
+}
+
 /// The stranger's request is queued between the client's and the response to it.
 fn a_stranger_cannot_spoil_the_connect_of_a_client(setup: &Setup) -> anyhow::Result<()> {
     let listener = Socket::listening(Kind::Stream)?;
     let client = Socket::new(Kind::Stream)?;
-    client.bind(crate::socket::Address::ANY)?;
+    client.bind(Address::ANY)?;
     let (server_address, client_address) = (setup.address(&listener)?, setup.address(&client)?);
     client.set_nonblocking()?;
     let stranger = Socket::new(Kind::Stream)?;
