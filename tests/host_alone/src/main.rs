@@ -12,6 +12,7 @@ mod hostile;
 mod iotlb;
 mod memory;
 mod ring;
+mod routes;
 mod speed;
 
 use std::process::ExitCode;
@@ -34,6 +35,8 @@ enum Command {
     Cases(CaseArguments),
     /// Be a guest that breaks all rules, beside one that keeps them
     Hostile(hostile::Arguments),
+    /// Say who is reached under which CID
+    Routes(routes::Arguments),
     /// Measure the way through the host, in both directions
     Speed(speed::Arguments),
 }
@@ -96,6 +99,7 @@ fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Cases(arguments) => run_cases(arguments),
         Command::Hostile(arguments) => hostile::run(&arguments).map(|()| true),
+        Command::Routes(arguments) => routes::run(&arguments).map(|()| true),
         Command::Speed(arguments) => speed::run(&arguments).map(|()| true),
     };
     match result {

@@ -119,7 +119,14 @@ impl Socket {
     }
 
     pub fn connect(&self, address: Address) -> Result<(), Errno> {
-        let raw = address.to_raw();
+        self.connect_with(address, 0)
+    }
+
+    /// Connects, with `svm_flags` in the address.
+    pub fn connect_with(&self, address: Address, flags: u8) -> Result<(), Errno> {
+        let mut raw = address.to_raw();
+        // The libc crate does not know of them.
+        raw.svm_zero[0] = flags;
         // SAFETY: The address is valid.
         check(unsafe { libc::connect(self.as_raw_fd(), from_ref(&raw).cast(), ADDRESS_LEN) })?;
         Ok(())
