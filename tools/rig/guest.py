@@ -10,13 +10,14 @@ import json
 import queue
 import secrets
 import sys
+import time
 import typing
 from collections.abc import Iterable, Mapping
 
 from . import autopsy, initramfs, runs
 from .channel import Channel, Command, Kind
 from .console import Console
-from .errors import MachineError
+from .errors import MachineError, MachineLost
 from .machine import Machine
 from .monitor import Monitor
 
@@ -35,6 +36,13 @@ nowatchdog unknown_nmi_panic audit=0 random.trust_cpu=on cryptomgr.notests nokas
 
 VSOCK = {"driver": "vhost-vsock-pci"}
 VHOST_USER = {"driver": "vhost-user-vsock-pci"}
+
+# What a guest is on, and what lets it have an IOMMU, which devices with iommu_platform and ats use.
+MACHINE = ("-M", "pc,hpet=off")
+MACHINE_WITH_IOMMU = ("-M", "q35,hpet=off,kernel-irqchip=split", "-device", "intel-iommu,intremap=off,device-iotlb=on")
+
+# 2 s on a quiet machine.
+MIGRATION_TIMEOUT = 120.0
 
 
 class CommandStream:
@@ -69,6 +77,7 @@ class Guest(Machine):
         vsock: Mapping[str, object] | None = VSOCK,
         vhost_user: str | None = None,
         kernel: Iterable[str] = (),
+        machine: Iterable[str] = MACHINE,
     ):
         """`programs` of the tree and kernel `modules` are added to the guest's root.
 
@@ -76,7 +85,8 @@ class Guest(Machine):
         the host is 10.0.2.2 then. `devices` are further arguments of QEMU. `vsock` has the properties of
         the vsock device but its CID; None for no device. `vhost_user` is the socket, in the host, of a
         program that is the vsock device, and has to be listening; such a device chooses the CID itself.
-        `kernel` are further arguments of the guest's kernel.
+        `kernel` are further arguments of the guest's kernel; `machine` are the arguments of QEMU that say
+        which one it runs on.
         """
         super().__init__()
         self.host = host
@@ -86,17 +96,17 @@ class Guest(Machine):
         self._device = vsock and {**vsock, "guest-cid": cid, "id": "vsock"}
         if vhost_user:
             self._device = {**VHOST_USER, "chardev": "vsock", "id": "vsock"}
-        self._monitor_path = f"/run/{self.name}.qmp"
         self._monitor: Monitor | None = None
+        self._starts = 0
         self._emulated = host.run(["test", "-e", "/dev/kvm"], check=False).status != 0
         if self._emulated:
             print("rig: warning: no KVM in the host VM, the guest is emulated twice: slow", file=sys.stderr)
         image = initramfs.build(host.agent, programs, [*initramfs.MODULES, *modules])
-        session = secrets.token_hex(8)
-        command_line = [*KERNEL_ARGUMENTS, f"rig_session={session}", f"rig_name={self.name}", *kernel]
+        self._session = secrets.token_hex(8)
+        command_line = [*KERNEL_ARGUMENTS, f"rig_session={self._session}", f"rig_name={self.name}", *kernel]
         command_line += ["rig_network=1"] if forward is not None else []
-        arguments = [
-            *("qemu-system-x86_64", "-M", "pc,hpet=off", "-cpu", host.cpu, "-m", str(memory), "-smp", str(cpus)),
+        self._arguments = [
+            *("qemu-system-x86_64", *machine, "-cpu", host.cpu, "-m", str(memory), "-smp", str(cpus)),
             *("-accel", "tcg" if self._emulated else "kvm"),
             *("-nodefaults", "-no-user-config", "-display", "none", "-vga", "none", "-no-reboot"),
             *("-kernel", str(runs.image()), "-initrd", str(image), "-append", " ".join(command_line)),
@@ -104,19 +114,35 @@ class Guest(Machine):
             *("-chardev", "file,id=console,path=/proc/self/fd/2", "-device", "virtconsole,bus=serial.0,chardev=console"),
             *("-chardev", "stdio,id=agent,signal=off,mux=off"),
             *("-device", "virtserialport,bus=serial.0,chardev=agent,name=rvsock.agent"),
-            *("-qmp", f"unix:{self._monitor_path},server=on,wait=off"),
             *network(forward),
             *devices,
             *shared_memory(memory, vhost_user),
         ]
-        arguments += ["-device", json.dumps(self._device)] if self._device else []
-        self._start(arguments, session)
+        self._stream = CommandStream()
+        self._start()
+        self._connect()
 
-    def _start(self, arguments: list[str], session: str) -> None:
-        stream = CommandStream()
-        sinks = {Kind.STDOUT: stream.pieces.put, Kind.STDERR: self.console.feed}
-        self.channel = Channel(self.name, stream, session, self.console.tail, self._autopsy)
-        self._qemu = stream.command = self.host.channel.start(arguments, sinks=sinks)
+    def _start(self, *arguments: str) -> None:
+        """Starts a QEMU, which from then on is the guest's."""
+        self._starts += 1
+        self._monitor_path = f"/run/{self.name}.{self._starts}.qmp"
+        command = [*self._arguments, "-qmp", f"unix:{self._monitor_path},server=on,wait=off"]
+        command += ["-device", json.dumps(self._device)] if self._device else []
+        start = self._starts
+
+        def pass_on(sink: typing.Callable[[bytes], None], data: bytes) -> None:
+            # The end of a QEMU is not that of a guest which has moved into another.
+            if data or start == self._starts:
+                sink(data)
+
+        sinks = {
+            Kind.STDOUT: lambda data: pass_on(self._stream.pieces.put, data),
+            Kind.STDERR: lambda data: pass_on(self.console.feed, data),
+        }
+        self._qemu = self._stream.command = self.host.channel.start([*command, *arguments], sinks=sinks)
+
+    def _connect(self) -> None:
+        self.channel = Channel(self.name, self._stream, self._session, self.console.tail, self._autopsy)
 
     def _fail(self, error: MachineError) -> None:
         # What ended the host counts more than that the guest went with it.
@@ -145,8 +171,41 @@ class Guest(Machine):
         """Puts the vsock device back in, with these properties instead of those it had at first."""
         self.monitor.execute("device_add", **{**self._device, **properties})
 
+    def reset(self) -> None:
+        """Boots the guest anew, by its reset button; QEMU and its devices stay."""
+        self.monitor.execute("set-action", reboot="reset")
+        self.channel.fail(MachineLost(f"{self.name} was reset"))
+        before, self._stream = self._stream, CommandStream()
+        self._stream.command = self._qemu
+        before.pieces.put(b"")
+        self._programs.clear()
+        self._connect()
+        self.monitor.execute("system_reset")
+        self.wait_ready()
+        self.monitor.execute("set-action", reboot="shutdown")
+
+    def migrate(self, cid: int) -> None:
+        """Moves the running guest into another QEMU on the same host, where its CID is another one."""
+        source, source_monitor = self._qemu, self.monitor
+        self.cid = cid
+        self._device = {**self._device, "guest-cid": cid}
+        path = f"/run/{self.name}.{self._starts}.migration"
+        self._monitor = None
+        self._start("-incoming", f"unix:{path}")
+        # It has one as soon as it listens.
+        assert self.monitor
+        source_monitor.execute("migrate", uri=f"unix:{path}")
+        deadline = time.monotonic() + MIGRATION_TIMEOUT * runs.patience()
+        while (state := source_monitor.execute("query-migrate"))["status"] != "completed":
+            if state["status"] in ("failed", "cancelled") or time.monotonic() > deadline:
+                raise MachineError(f"{self.name}: the migration does not complete: {state}")
+            time.sleep(0.1)
+        source_monitor.close()
+        source.kill()
+
     def close(self) -> None:
         """Ends the guest like a power cut."""
+        self.closed = True
         if self.host.channel.error is None:
             if self._monitor:
                 self._monitor.close()

@@ -156,7 +156,8 @@ class Host(Machine):
     def check_kernel_logs(self) -> None:
         """Raises KernelReport if the kernel of the host or of a guest complained since the last check."""
         for machine in [self, *self._guests]:
-            machine.check_kernel_log()
+            if not machine.closed:
+                machine.check_kernel_log()
 
     @contextlib.contextmanager
     def guest(self, cid: int = 3, **options) -> Iterator[Guest]:
@@ -164,8 +165,9 @@ class Host(Machine):
         guest = self._boot_guest(cid, **options)
         try:
             yield guest
-            guest.check_leaks()
-            guest.check_kernel_log()
+            if not guest.closed:
+                guest.check_leaks()
+                guest.check_kernel_log()
         finally:
             self._end_guest(guest)
 

@@ -7,6 +7,7 @@ import lzma
 import os
 import pathlib
 import re
+import secrets
 import stat
 import subprocess
 import tempfile
@@ -195,7 +196,7 @@ def build(agent: pathlib.Path, programs: Iterable[str], modules: Iterable[str]) 
     target = runs.cache() / "initramfs" / f"{fingerprint(inputs)}.cpio"
     if not target.exists():
         target.parent.mkdir(exist_ok=True)
-        partial = target.with_suffix(f".{os.getpid()}")
+        partial = target.with_suffix(f".{secrets.token_hex(8)}")
         with open(partial, "wb") as output:
             output.writelines(fill(agent, found, files).encode())
         partial.rename(target)

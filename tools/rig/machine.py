@@ -25,6 +25,8 @@ class Machine:
     channel: Channel
 
     def __init__(self) -> None:
+        # Whether it was ended, and so cannot be asked anything.
+        self.closed = False
         self._marks = itertools.count(1)
         self._checked = 0
         self._used = True

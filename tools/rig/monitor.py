@@ -22,7 +22,9 @@ class Monitor:
         self._partial = b""
         self._changed = threading.Condition()
         sinks = {Kind.STDOUT: self._receive}
-        self._command = host.channel.start(["socat", "-", f"UNIX-CONNECT:{path}"], sinks=sinks)
+        # A QEMU that was started just now is not there yet.
+        address = f"UNIX-CONNECT:{path},retry={PATIENCE * 5:.0f},interval=0.2"
+        self._command = host.channel.start(["socat", "-", address], sinks=sinks)
         self.execute("qmp_capabilities")
 
     def _receive(self, data: bytes) -> None:
