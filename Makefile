@@ -28,11 +28,15 @@ modules:
 	@$(env) enter -- make --no-print-directory -j$(shell nproc) modules
 endif
 
+.PHONY: commands
+commands: ## build the programs for NFS over vsock, for `make install`
+	@$(env) enter -- python3 tools/commands.py
+
 .PHONY: install uninstall
 RELEASE ?= $(if $(KDIR),$(shell cat $(KDIR)/include/config/kernel.release 2>/dev/null),$(shell uname -r))
 installer = python3 tools/install.py --release '$(RELEASE)' $(if $(DESTDIR),--root '$(DESTDIR)')
 
-install: ## install what was built for RELEASE (uname -r), instead of the kernel's own; DESTDIR=
+install: ## install what was built: modules for RELEASE (uname -r) instead of the kernel's own, commands; DESTDIR=
 	@$(installer) install
 
 uninstall: ## take that back

@@ -3,8 +3,10 @@
 
 import contextlib
 import pathlib
+import signal
 from collections.abc import Iterator
 
+import commands
 import hostile_rpc
 import pytest
 from rig import nfs, transports
@@ -42,12 +44,12 @@ def server(request, host):
 
 
 @contextlib.contextmanager
-def mounted(host, options: str = OPTIONS.format(port=nfs.PORT)) -> Iterator[None]:
-    host.run(["mount", "-i", "-t", "nfs4", "-o", options, SOURCE, MOUNT])
+def mounted(host, options: str = OPTIONS.format(port=nfs.PORT), target: str = MOUNT) -> Iterator[None]:
+    host.run(["mount", "-i", "-t", "nfs4", "-o", options, SOURCE, target])
     try:
         yield
     finally:
-        host.run(["umount", MOUNT])
+        host.run(["umount", target])
 
 
 def python(host, program: str, *arguments: str, timeout: float = 60) -> str:
@@ -106,6 +108,59 @@ def test_another_file_system_below_the_export_is_there(server, host):
         server.export(CID_LOCAL)
         server.forget_exports()
         host.run(["umount", f"{EXPORT}/below"])
+
+
+# What a server of its own serves, beside the host's, which exports to everybody.
+OWN = "/run/nfs/own"
+OWN_PORT = 2050
+OWN_MOUNT = "/run/mnt-own"
+BIND = """
+import socket, sys
+socket.socket(socket.AF_VSOCK).bind((socket.VMADDR_CID_ANY, int(sys.argv[1])))
+"""
+
+
+@contextlib.contextmanager
+def server_of_its_own(server, host) -> Iterator[None]:
+    address = server.run("address", str(CID_LOCAL)).stdout.strip()
+    script = f"""
+    mkdir -p {OWN} {OWN_MOUNT} /etc/nfs-vsock /run/commands
+    echo own > {OWN}/file
+    echo "{OWN} {address}(rw,no_root_squash,no_subtree_check,fsid=0)" > /etc/nfs-vsock/exports
+    ln -sf {server.command} /run/commands/nfs-vsock
+    """
+    host.shell(script)
+    server.run("allow", str(CID_LOCAL))
+    program = host.program(commands.SOURCES / "libexec/nfs-vsock-server")
+    path = "/run/commands:/usr/sbin:/usr/bin"
+    environment = {"PATH": path, "PORT": str(OWN_PORT), "STATE": f"{OWN}-state", "THREADS": "2"}
+    own = host.start([program], env=environment)
+    try:
+        own.wait_for("listens", 60)
+        yield
+    finally:
+        own.signal(signal.SIGTERM)
+        own.wait(60)
+
+
+def test_a_server_of_its_own_serves_its_exports_only(server, host):
+    script = f"""
+    echo '{EXPORT} *(rw,no_subtree_check,fsid=0)' > /etc/exports
+    exportfs -ra
+    echo host > {EXPORT}/file
+    """
+    host.shell(script)
+    try:
+        with server_of_its_own(server, host):
+            with mounted(host), mounted(host, OPTIONS.format(port=OWN_PORT), OWN_MOUNT):
+                assert host.run(["cat", f"{MOUNT}/file"]).stdout == "host\n"
+                assert host.run(["cat", f"{OWN_MOUNT}/file"]).stdout == "own\n"
+            assert OWN not in host.run(["exportfs", "-v"]).stdout
+            assert str(OWN_PORT) not in host.run(["cat", f"{nfs.NFSD}/portlist"]).stdout
+    finally:
+        server.export(CID_LOCAL)
+    # It takes its port with it.
+    host.run(["python3", "-c", BIND, str(OWN_PORT)])
 
 
 def test_a_client_that_was_forgotten_comes_back(server, host):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""`make install` and `make uninstall`: modules for a kernel, and what makes it prefer them to its own."""
+"""`make install` and `make uninstall`: modules for a kernel, what makes it prefer them, and the commands."""
 
 import argparse
 import dataclasses
@@ -9,6 +9,8 @@ import platform
 import shutil
 import subprocess
 import sys
+
+import commands
 
 CHECKOUT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -74,7 +76,7 @@ def require_permission(target: Target) -> None:
         raise Problem(f"{place} cannot be written to: run it as root, or give a DESTDIR")
 
 
-def install(target: Target, build: pathlib.Path) -> None:
+def install(target: Target, build: pathlib.Path, programs: pathlib.Path) -> None:
     built = sorted(build.glob("*.ko"))
     if not built:
         raise Problem(
@@ -92,8 +94,44 @@ def install(target: Target, build: pathlib.Path) -> None:
     target.preference.write_text(preference())
     print(f"  {target.preference}")
     target.depmod()
+    install_commands(target, programs)
     if target.is_running_system:
         tell_what_is_loaded()
+
+
+def install_commands(target: Target, programs: pathlib.Path) -> None:
+    """What NFS over vsock needs beside the module, if it was built."""
+    files = commands.installed(programs)
+    if not all(source.exists() for source, _ in files.values()):
+        print("Without the commands for NFS over vsock: `make commands` builds them.")
+        return
+    for name, (source, mode) in files.items():
+        path = target.root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Not into a file that may be running.
+        path.unlink(missing_ok=True)
+        shutil.copyfile(source, path)
+        path.chmod(mode)
+        print(f"  {path}")
+    reload_units(target)
+
+
+def reload_units(target: Target) -> None:
+    """Tells systemd of units that came or went."""
+    if target.is_running_system and pathlib.Path("/run/systemd/system").exists():
+        subprocess.run(["systemctl", "daemon-reload"], check=True)
+
+
+def uninstall_commands(target: Target) -> None:
+    paths = [target.root / name for name in commands.installed(commands.BUILD)]
+    for path in filter(pathlib.Path.exists, paths):
+        path.unlink()
+        print(f"  removed {path}")
+    for name in (commands.SCRIPTS, pathlib.PurePath(commands.DOCUMENT).parent):
+        directory = target.root / name
+        if directory.is_dir() and not any(directory.iterdir()):
+            directory.rmdir()
+    reload_units(target)
 
 
 def tell_what_is_loaded() -> None:
@@ -111,10 +149,12 @@ def uninstall(target: Target) -> None:
         print(f"  removed {target.modules}")
         target.depmod()
     if target.others():
-        print(f"  {target.preference} stays, for {', '.join(map(str, target.others()))}")
-    elif target.preference.exists():
+        print(f"  {target.preference} and the commands stay, for {', '.join(map(str, target.others()))}")
+        return
+    if target.preference.exists():
         target.preference.unlink()
         print(f"  removed {target.preference}")
+    uninstall_commands(target)
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -125,6 +165,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         "--release", default=platform.release(), help="the kernel's, as `uname -r` says (%(default)s)"
     )
     parser.add_argument("--build", type=pathlib.Path, help="where the modules are (build/RELEASE)")
+    parser.add_argument(
+        "--commands", type=pathlib.Path, default=commands.BUILD, help="where the commands are (build/commands)"
+    )
     return parser.parse_args(arguments)
 
 
@@ -133,7 +176,7 @@ def main(arguments: list[str]) -> int:
     target = Target(options.root.absolute(), options.release)
     try:
         if options.action == "install":
-            install(target, options.build or CHECKOUT / "build" / options.release)
+            install(target, options.build or CHECKOUT / "build" / options.release, options.commands)
         else:
             uninstall(target)
     except (Problem, OSError, subprocess.CalledProcessError) as error:

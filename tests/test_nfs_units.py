@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: GPL-2.0
+"""What `make install` installs for NFS over vsock, under systemd: units, a mount helper, a line in fstab."""
+
+import shlex
+
+import commands
+import pytest
+from rig import nfs
+from rig.nfs import EXPORT, MOUNT, NFSD
+
+pytestmark = pytest.mark.nfs
+
+CID_LOCAL = 1
+OWN = "/run/nfs/own"
+
+# Emulated, and with all that a start of the NFS server brings along.
+PATIENCE = 120.0
+
+# Directories that a system can write to.
+WRITABLE = """
+for directory in etc usr var/lib; do
+    mkdir -p /run/over/$directory /run/over/$directory.work
+    mount -t overlay -o lowerdir=/$directory,upperdir=/run/over/$directory,workdir=/run/over/$directory.work \\
+        over-$directory /$directory
+done
+"""
+
+# Not what this is about, and some of it would find nothing to work with in this machine.
+MASKED = """
+cd /usr/lib/systemd/system
+for unit in *.target.wants/* rpcbind.socket rpc-statd.service rpc-statd-notify.service; do
+    case $unit in *.target) ;; *) ln -sf /dev/null /etc/systemd/system/${unit##*/} ;; esac
+done
+echo '[Unit]' > /etc/systemd/system/rig.target
+"""
+
+# The first process of a PID namespace, which takes itself for that of a container.
+SYSTEMD = """
+echo "pid $$"
+export container=rig SYSTEMD_LOG_TARGET=null
+exec unshare --fork --kill-child --pid --mount --uts --mount-proc /usr/lib/systemd/systemd --unit=rig.target
+"""
+
+
+class System:
+    """systemd in namespaces of the host VM."""
+
+    def __init__(self, host):
+        self.host = host
+        self._command = host.start(["sh", "-euc", SYSTEMD])
+        self._command.wait_for("\n", PATIENCE)
+        outer = self._command.stdout.split()[1]
+        self._pid = host.shell(
+            f"until cat /proc/{outer}/task/{outer}/children | grep .; do sleep 0.1; done", timeout=PATIENCE
+        ).stdout.strip()
+        script = "until [ -e /run/systemd/private ] && systemctl is-active -q rig.target; do sleep 0.2; done"
+        self.run(script)
+
+    def run(self, script: str, check: bool = True):
+        """Runs a script there."""
+        # The root of the host VM is not that of its mount namespace.
+        into = ["--target", self._pid, "--mount", "--pid", "--uts", "--root", "--wd"]
+        command = ["nsenter", *into, "sh", "-euc", script]
+        return self.host.run(command, timeout=PATIENCE, check=check)
+
+    def systemctl(self, *arguments: str) -> None:
+        """A failure shows what the units say of it."""
+        result = self.run(shlex.join(["systemctl", *arguments]), check=False)
+        if result.status:
+            found = self.run("systemctl status --no-pager --full --state=failed", check=False)
+            raise AssertionError(f"systemctl {' '.join(arguments)}: {result.stderr}\n{found.stdout}")
+
+    def listens(self) -> bool:
+        return f"vsock {nfs.PORT}\n" in self.run(f"cat {NFSD}/portlist").stdout
+
+    def wait_for_listener(self) -> None:
+        """systemctl waits for the units it was told of, not for those that come with them."""
+        self.run(f"until grep -q '^vsock {nfs.PORT}$' {NFSD}/portlist; do sleep 0.2; done")
+
+    def close(self) -> None:
+        self._command.kill()
+
+
+@pytest.fixture(scope="module")
+def system(host):
+    """A system with our commands, a file to export, and this machine as its own client."""
+    host.unload("host")
+    host.load("loopback", "rust")
+    nfs.load(host)
+    for module in ("overlay", "autofs4", "nfsd", "nfsv4"):
+        host.run(["modprobe", module])
+    host.shell(WRITABLE)
+    commands.build()
+    for name, (source, mode) in commands.installed(commands.BUILD).items():
+        host.put(source, f"/{name}", mode)
+    host.shell(MASKED)
+    script = f"""
+    mount -t tmpfs nfs-state /var/lib/nfs
+    mkdir -p /var/lib/nfs/nfsdcld /var/lib/nfs/v4recovery /run/rpc_pipefs {EXPORT} {MOUNT} {OWN} /etc/nfs-vsock
+    touch /var/lib/nfs/etab /var/lib/nfs/rmtab
+    mount -t tmpfs nfs-export {EXPORT}
+    echo hello > {EXPORT}/file
+    echo own > {OWN}/file
+    address=$(nfs-vsock address {CID_LOCAL})
+    echo "{EXPORT} $address(rw,no_root_squash,no_subtree_check,fsid=0)" > /etc/exports
+    printf '[nfsd]\\nvers3=n\\nthreads=2\\n' > /etc/nfs.conf
+    """
+    host.shell(script)
+    system = System(host)
+    try:
+        yield system
+    finally:
+        system.run("systemctl stop nfs-vsock-server nfs-vsock nfs-server", check=False)
+        system.close()
+        host.shell(f"umount -l {EXPORT} /var/lib/nfs /var/lib /usr /etc; rm -rf /run/over /run/nfs")
+        nfs.unload(host)
+        host.unload("loopback")
+
+
+def test_the_listener_comes_back_whenever_the_server_is_started(system):
+    system.run(f"nfs-vsock allow {CID_LOCAL}")
+    system.systemctl("enable", "--now", "nfs-server", "nfs-vsock")
+    system.wait_for_listener()
+    system.systemctl("restart", "nfs-server")
+    system.wait_for_listener()
+    system.systemctl("stop", "nfs-server")
+    assert not system.listens()
+    assert system.run("systemctl is-active nfs-vsock", check=False).status != 0
+    system.systemctl("start", "nfs-server")
+    system.wait_for_listener()
+
+
+def test_a_line_in_fstab_mounts_at_the_first_use(system):
+    system.run(f"echo 'local:/ {MOUNT} nfs_vsock nofail,x-systemd.automount 0 0' > /etc/fstab")
+    system.systemctl("daemon-reload")
+    system.systemctl("start", "run-mnt.automount")
+    assert "nfs4" not in system.run(f"findmnt -n -o FSTYPE {MOUNT}").stdout
+    assert system.run(f"cat {MOUNT}/file").stdout == "hello\n"
+    assert "nfs4" in system.run(f"findmnt -n -o FSTYPE {MOUNT}").stdout
+    system.systemctl("stop", "run-mnt.automount", "run-mnt.mount")
+    system.run("rm /etc/fstab")
+
+
+def test_a_mount_unit_mounts(system):
+    unit = f"[Mount]\nWhat=local:/\nWhere={MOUNT}\nType=nfs_vsock\n"
+    system.run(f"printf '%s' {shlex.quote(unit)} > /etc/systemd/system/run-mnt.mount")
+    system.systemctl("daemon-reload")
+    system.systemctl("start", "run-mnt.mount")
+    assert system.run(f"cat {MOUNT}/file").stdout == "hello\n"
+    system.systemctl("stop", "run-mnt.mount")
+
+
+def test_the_server_of_its_own_takes_over(system):
+    # The listener goes with the server's threads.
+    system.systemctl("disable", "--now", "nfs-vsock")
+    system.systemctl("restart", "nfs-server")
+    assert not system.listens()
+    system.run(f'echo "{OWN} $(nfs-vsock address {CID_LOCAL})(rw,no_subtree_check,fsid=0)" > /etc/nfs-vsock/exports')
+    system.systemctl("start", "nfs-vsock-server")
+    system.systemctl("reload", "nfs-vsock-server")
+    system.systemctl("start", "run-mnt.mount")
+    assert system.run(f"cat {MOUNT}/file").stdout == "own\n"
+    system.systemctl("stop", "run-mnt.mount")
+    # There is one port, and whoever is started has it.
+    system.systemctl("start", "nfs-vsock")
+    assert system.listens()
+    assert system.run("systemctl is-active nfs-vsock-server", check=False).status != 0
