@@ -163,6 +163,100 @@ def test_a_server_of_its_own_serves_its_exports_only(server, host):
     host.run(["python3", "-c", BIND, str(OWN_PORT)])
 
 
+# A server on a network, of which the one on vsock knows no more than its address.
+AWAY_ADDRESS = "10.9.1.2"
+AWAY_NETWORK = f"""
+modprobe veth
+ip netns add away
+ip link add away0 type veth peer name away1 netns away
+ip address add 10.9.1.1/24 dev away0
+ip link set away0 up
+ip -n away address add {AWAY_ADDRESS}/24 dev away1
+ip -n away link set away1 up
+mkdir -p /run/nfs/away
+echo away > /run/nfs/away/file
+echo '/run/nfs/away *(rw,fsid=0,no_subtree_check)' > /run/nfs/away.exports
+"""
+AWAY = f"""
+hostname away
+mount --bind /run/nfs/away.exports /etc/exports
+mount -t tmpfs nfs-away /var/lib/nfs
+mkdir /var/lib/nfs/nfsdcld /var/lib/nfs/v4recovery
+touch /var/lib/nfs/etab /var/lib/nfs/rmtab
+mount -t rpc_pipefs rpc_pipefs /run/rpc_pipefs
+mount -t nfsd nfsd {nfs.NFSD}
+nfsdcld -F & rpc.mountd -F -N 2 -N 3 &
+exportfs -ra
+echo -2 -3 +4 +4.1 +4.2 > {nfs.NFSD}/versions
+echo tcp 2049 > {nfs.NFSD}/portlist
+echo 2 > {nfs.NFSD}/threads
+echo serves
+cat
+echo 0 > {nfs.NFSD}/threads
+kill %1 %2
+"""
+
+
+@contextlib.contextmanager
+def server_on_a_network(host) -> Iterator[None]:
+    host.shell(AWAY_NETWORK)
+    into = ["nsenter", "--net=/run/netns/away", "unshare", "--mount", "--uts"]
+    away = host.start([*into, "bash", "-euc", AWAY])
+    try:
+        away.wait_for("serves", 60)
+        yield
+    finally:
+        away.close_input()
+        away.wait(60)
+        host.run(["ip", "netns", "del", "away"])
+
+
+def test_a_referral_leads_to_a_server_on_the_network(server, host):
+    """Clients try the transport they came by first, where nobody on a network can be."""
+    address = server.run("address", str(CID_LOCAL)).stdout.strip()
+    access = "rw,no_root_squash,no_subtree_check"
+    lines = f"{EXPORT} {address}({access},fsid=0,crossmnt)\n"
+    lines += f"{EXPORT}/away {address}({access},fsid=1,refer=/@{AWAY_ADDRESS})\n"
+    host.shell(f"mkdir -p {EXPORT}/away; mount -t tmpfs nfs-below {EXPORT}/away")
+    host.shell("cat > /etc/exports; exportfs -ra", input=lines.encode())
+    try:
+        with server_on_a_network(host), mounted(host):
+            assert host.run(["cat", f"{MOUNT}/away/file"], timeout=120).stdout == "away\n"
+            assert "proto=tcp" in host.run(["grep", f" {MOUNT}/away ", "/proc/mounts"]).stdout
+            host.run(["umount", f"{MOUNT}/away"])
+    finally:
+        server.export(CID_LOCAL)
+        server.forget_exports()
+        host.run(["umount", f"{EXPORT}/away"])
+
+
+PROBE = """
+cd /sys/kernel/tracing
+echo 'p:nfs_splice skb_splice_from_iter' > kprobe_events
+echo 1 > events/kprobes/nfs_splice/enable
+"""
+PROBED = """
+cd /sys/kernel/tracing
+cat kprobe_profile
+echo 0 > events/kprobes/nfs_splice/enable
+echo > kprobe_events
+"""
+
+
+def test_what_is_read_is_not_copied_into_packets(server, host):
+    """The transport refers to the pages of the file; that of C copies them."""
+    host.shell(f"dd if=/dev/urandom of={EXPORT}/big bs=1M count=16")
+    with mounted(host):
+        host.shell(PROBE)
+        try:
+            host.run(["dd", f"if={MOUNT}/big", "of=/dev/null", "bs=1M", "iflag=direct"])
+        finally:
+            hits = int(host.shell(PROBED).stdout.split()[1])
+    host.run(["rm", f"{EXPORT}/big"])
+    # Packets hold 64 KiB.
+    assert hits >= 16 * 16 if "vsock_loopback_rs" in host.loaded_modules() else hits == 0
+
+
 def test_a_client_that_was_forgotten_comes_back(server, host):
     with mounted(host):
         host.run(["ls", MOUNT])
