@@ -181,9 +181,9 @@ impl Connection {
     }
 
     /// Changes the window offered to the peer, which also limits what is sent to it.
-    pub(crate) fn set_window(&self, window: u32) {
-        self.transmit.lock().set_limit(window);
+    pub(crate) fn set_window(&self, window: u32) -> CreditChange {
         self.incoming.lock().credit.set_window(window);
+        self.transmit.lock().set_limit(window)
     }
 
     /// Whether the peer has to be told of room now, with the reader waiting for `low_water` bytes.

@@ -140,15 +140,19 @@ impl<L: Link> Transport for Engine<L> {
     }
 
     fn set_window(mut sock: HeldSock<'_>, window: u32) {
-        if let Some(attached) = sock.attached::<Self>() {
-            attached.shared.set_window(window);
-        }
+        let wakes_writers = sock.attached::<Self>().is_some_and(|attached| {
+            let change = attached.shared.set_window(window);
+            change.wakes_writers(attached.shared.capacity())
+        });
         let _ = send_control::<L>(
             &mut sock,
             Operation::CreditUpdate,
             ShutdownFlags::NONE,
             false,
         );
+        if wakes_writers {
+            sock.report_space();
+        }
     }
 
     fn set_receive_low_water(mut sock: HeldSock<'_>, value: u32) -> Result {

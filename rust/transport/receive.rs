@@ -14,8 +14,8 @@ use af_vsock::{
 };
 use rvsock_bindings::Run;
 use vsock_proto::{
-    addressed_to, handle_packet, Action, CreditChange, Facts, Finish, Header, Kind, MessageFlags,
-    Operation, Phase, ShutdownFlags,
+    addressed_to, handle_packet, Action, Facts, Finish, Header, Kind, MessageFlags, Operation,
+    Phase, ShutdownFlags,
 };
 
 /// What a packet carries.
@@ -112,7 +112,7 @@ impl Received<'_> {
             return;
         };
         let change = attached.shared.handle_peer(&self.header);
-        if makes_room(change, attached.shared.capacity()) {
+        if change.wakes_writers(attached.shared.capacity()) {
             sock.report_space();
         }
     }
@@ -216,12 +216,6 @@ impl Received<'_> {
             }
         }
     }
-}
-
-/// A writer waits for room of any size, a stream in the kernel for more of it: telling them of each
-/// byte would make them send a byte at a time.
-fn makes_room(change: CreditChange, capacity: u32) -> bool {
-    change.opened || (change.grown_by > 0 && change.grown_by >= capacity / 4)
 }
 
 fn phase(sock: &HeldSock<'_>) -> Phase {

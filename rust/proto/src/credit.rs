@@ -26,12 +26,24 @@ pub struct CreditChange {
     pub grown_by: u32,
 }
 
+impl CreditChange {
+    /// Whether writers have to be woken, of whom `capacity` bytes may be in flight
+    /// ([`TransmitCredit::capacity`]).
+    ///
+    /// A writer waits for room of any size, a stream in the kernel for more of it: telling them of
+    /// each byte would make them send a byte at a time.
+    #[inline]
+    pub const fn wakes_writers(self, capacity: u32) -> bool {
+        self.opened || (self.grown_by > 0 && self.grown_by >= capacity / 4)
+    }
+}
+
 /// The room that the peer has for what we send.
 ///
 /// # Invariants
 ///
 /// `peer_fwd_cnt` is never past `tx_cnt`: their distance is the bytes in flight.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct TransmitCredit {
     /// Payload bytes granted for sending so far.
     tx_cnt: Count,
@@ -73,17 +85,25 @@ impl TransmitCredit {
             self.peer_fwd_cnt = fwd_cnt;
             self.peer_buf_alloc = buf_alloc;
         }
+        self.change_since(before)
+    }
+
+    /// Follows a change of our own window, see [`new()`](Self::new).
+    ///
+    /// That may be all a blocked writer waits for: the peer, which has room, has nothing to say.
+    #[inline]
+    pub fn set_limit(&mut self, local_window: u32) -> CreditChange {
+        let before = self.available();
+        self.limit = local_window;
+        self.change_since(before)
+    }
+
+    fn change_since(&self, before: u32) -> CreditChange {
         let after = self.available();
         CreditChange {
             opened: before == 0 && after > 0,
             grown_by: after.saturating_sub(before),
         }
-    }
-
-    /// Follows a change of our own window, see [`new()`](Self::new).
-    #[inline]
-    pub fn set_limit(&mut self, local_window: u32) {
-        self.limit = local_window;
     }
 
     /// Bytes that may be sent now (`virtio_transport_has_space()`).
@@ -127,7 +147,7 @@ impl TransmitCredit {
 pub struct Overrun;
 
 /// What an outgoing header says about the room on this side.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Advertisement {
     /// Bytes of the window, used and free.
     pub buf_alloc: u32,
@@ -140,7 +160,7 @@ pub struct Advertisement {
 /// # Invariants
 ///
 /// `queued` is at most the larger of `window` and `promised`.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct ReceiveCredit {
     /// Bytes of the window, used and free (`buf_alloc`).
     window: u32,
@@ -345,6 +365,19 @@ mod tests {
         assert_eq!(credit.available(), 5);
         credit.set_limit(0);
         assert_eq!(credit.available(), 0);
+    }
+
+    #[test]
+    fn a_writer_that_its_own_window_had_stopped_is_woken_when_that_grows() {
+        let mut credit = TransmitCredit::new(100);
+        credit.handle_peer(WINDOW, 0);
+        credit.take(100);
+        let change = credit.set_limit(1000);
+        assert!(change.wakes_writers(credit.capacity()));
+        // What comes later does not, so that nothing else would.
+        let change = credit.handle_peer(WINDOW, 100);
+        assert!(!change.wakes_writers(credit.capacity()));
+        assert!(!credit.set_limit(10).wakes_writers(10));
     }
 
     #[test]
