@@ -72,8 +72,10 @@ class Toolchain:
     def cargo(self, command: str, *arguments: str) -> Report:
         line = ["cargo", command, "--workspace", "--locked", "--quiet", *arguments]
         status, lines = self.run(line, CARGO_TARGET_DIR=str(self.build.parent / "target" / "check"))
+        # They stand behind the dots of the harness.
+        models = [found[0] for line in lines if (found := re.search(r"model: .*", line))]
         passed = sum(int(found[1]) for line in lines if (found := re.search(r"(\d+) passed", line)))
-        return Report(lines if status else [], summary=f"{passed} passed" if passed else "")
+        return Report(lines if status else [], models, f"{passed} passed" if passed else "")
 
     def formatting(self) -> Report:
         names = list(map(str, sources.files(self.checkout, "*.rs")))

@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// How far a socket has come: its `sk_state`.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Phase {
     /// `TCP_CLOSE`, and any state without a name here.
     Closed,

@@ -6,7 +6,7 @@
 ///
 /// It is not an integer, so that nobody compares two of them or adds them unchecked: what counts
 /// is the distance from one to the other.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub(crate) struct Count(u32);
 
 impl Count {

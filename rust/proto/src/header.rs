@@ -18,7 +18,7 @@ pub const MAX_PAYLOAD: u32 = 64 * 1024;
 const WORDS: usize = HEADER_LEN / 4;
 
 /// One end of a connection (section 5.10.6.2).
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Address {
     /// Context id: which machine.
     pub cid: u32,
@@ -35,7 +35,7 @@ impl Address {
 }
 
 /// What a packet promises about boundaries: the `type` field (section 5.10.6.2).
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Kind {
     /// Bytes without boundaries (`VIRTIO_VSOCK_TYPE_STREAM`).
     Stream,
@@ -66,7 +66,7 @@ impl Kind {
 }
 
 /// What a packet is for: the `op` field (section 5.10.6).
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Operation {
     /// Means nothing, and is ignored where C ignores it (`VIRTIO_VSOCK_OP_INVALID`).
     Invalid,
@@ -133,7 +133,7 @@ pub enum HeaderError {
 }
 
 /// A packet header.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Header {
     /// Who sent the packet.
     pub source: Address,
