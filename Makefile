@@ -63,6 +63,10 @@ bench: modules ## speed beside C: PAIRS=, CELLS=, ROUNDS=, LANE=, QUICK=1; OUT= 
 bench-nfs: modules ## NFS over vsock beside NFS over TCP, proxies and 9p: ROUNDS=
 	@$(env) enter -- python3 tools/nfs_bench $(if $(ROUNDS),--rounds '$(ROUNDS)')
 
+.PHONY: fuzz
+fuzz: ## fuzz the protocol crate: TARGET=, SECONDS= for each target (60)
+	@$(env) enter -- python3 tools/fuzz $(if $(TARGET),--target '$(TARGET)') $(if $(SECONDS),--seconds '$(SECONDS)')
+
 .PHONY: check rustfmt rust-analyzer
 check: ## what can be proven in seconds: lints, cargo tests, no panic paths, licences
 	@$(env) enter -- python3 tools/check
