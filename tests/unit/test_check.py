@@ -173,7 +173,7 @@ def test_outside_the_tree_it_says_how_to_get_in(command, monkeypatch, capsys):
 
 
 def test_every_part_is_described(command):
-    names = command.parts(command.Toolchain(sources.CHECKOUT, "release", pathlib.Path("cache")))
+    names = command.parts(command.Toolchain(sources.CHECKOUT, "release"))
     assert [line.split()[0] for line in command.DOES.splitlines()[1:]] == list(names)
 
 
@@ -182,7 +182,7 @@ def test_every_part_is_described(command):
 
 @pytest.fixture
 def toolchain(command, tmp_path):
-    return command.Toolchain(tmp_path, os.environ["RVSOCK_RELEASE"], tmp_path)
+    return command.Toolchain(tmp_path, os.environ["RVSOCK_RELEASE"])
 
 
 def test_unformatted_rust_is_named(checkout, toolchain):
