@@ -34,6 +34,8 @@ pub enum Step {
     Close(At, usize),
     ForgetListener,
     /// Eight seconds have passed since `close()`.
+    Fire(At, usize),
+    /// That is acted on.
     TimeOut(At, usize),
 }
 
@@ -120,6 +122,7 @@ impl Life {
                 let (here, there) = self.at(at);
                 here.close(there, number)
             }
+            Step::Fire(at, number) => self.at(at).0.fire(number),
             Step::TimeOut(at, number) => {
                 let (here, there) = self.at(at);
                 here.time_out(there, number)
@@ -165,7 +168,7 @@ impl Model for Life {
                     Step::Close(at, number),
                 ]);
                 if self.clock {
-                    steps.push(Step::TimeOut(at, number));
+                    steps.extend([Step::Fire(at, number), Step::TimeOut(at, number)]);
                 }
             }
         }

@@ -37,6 +37,8 @@ pub struct Socket {
     in_bound_table: bool,
     /// The timer of `close()` runs.
     pub timer: bool,
+    /// It has fired, and waits for the lock: too late to be cancelled.
+    pub fired: bool,
 }
 
 impl Socket {
@@ -53,12 +55,13 @@ impl Socket {
             in_connected_table: false,
             in_bound_table: false,
             timer: false,
+            fired: false,
         }
     }
 
     /// Whether no packet finds it and no timer keeps it.
     pub fn is_gone(&self) -> bool {
-        !self.in_connected_table && !self.in_bound_table && !self.timer
+        !self.in_connected_table && !self.in_bound_table && !self.timer && !self.fired
     }
 
     /// Whether its application has given up nothing and knows of no end: it may wait.
@@ -395,12 +398,22 @@ impl Host {
         waits
     }
 
-    /// The timer of `close()` fires (`close_timed_out()`).
+    /// The timer of `close()` fires.
+    pub fn fire(&mut self, number: usize) -> bool {
+        let socket = self.sockets.get_mut(number);
+        let Some(socket) = socket.filter(|socket| socket.timer) else {
+            return false;
+        };
+        (socket.timer, socket.fired) = (false, true);
+        true
+    }
+
+    /// It gets the lock (`close_timed_out()`).
     pub fn time_out(&mut self, peer: &mut Self, number: usize) -> bool {
         let Some(socket) = self.sockets.get_mut(number) else {
             return false;
         };
-        if !core::mem::take(&mut socket.timer) {
+        if !core::mem::take(&mut socket.fired) {
             return false;
         }
         let reset = !socket.done;
