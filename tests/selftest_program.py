@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Builds the project's own programs of cases (tests/selftests, tests/host_alone) and reads their KTAP."""
+"""Reads the KTAP of the project's own programs of cases (tests/selftests, tests/host_alone)."""
 
 import dataclasses
 import os
@@ -8,9 +8,8 @@ import re
 import subprocess
 from collections.abc import Sequence
 
-from rig import runs
+from rig import programs
 
-TESTS = pathlib.Path(__file__).resolve().parent
 RESULT = re.compile(r"^(?P<status>ok|not ok) \d+ (?P<name>\S+)(?: # SKIP (?P<reason>.*))?$", re.MULTILINE)
 
 
@@ -28,26 +27,14 @@ class Outcome:
     skip_reason: str | None
 
 
-# Statically linked, a program runs in a guest, too, which has no libraries of its own. Packages that
-# need procedural macros cannot be built so.
-STATIC = "-C target-feature=+crt-static -C strip=symbols"
-DYNAMIC = "-C strip=symbols"
-
-
-def build(package: str = "rvsock-selftests", flags: str = STATIC) -> pathlib.Path:
-    """The program of a package."""
-    target = runs.cargo_target(package.removeprefix("rvsock-"))
-    command = ["cargo", "build", "--quiet", "--release", "--locked", "--package", package]
-    environment = os.environ | {"CARGO_TARGET_DIR": str(target), "RUSTFLAGS": flags}
-    result = subprocess.run(command, cwd=TESTS.parent, env=environment, capture_output=True, text=True)
-    if result.returncode:
-        raise RuntimeError(f"{package} does not build:\n{result.stderr.rstrip()}")
-    return target / "release" / package
+def program() -> pathlib.Path:
+    """The program of tests/selftests."""
+    return programs.build("rvsock-selftests")
 
 
 def cases(command: Sequence[str | os.PathLike] | None = None) -> list[Case]:
     """The cases that a program lists, by default those of tests/selftests."""
-    command = [*(command or [build()]), "--list"]
+    command = [*(command or [program()]), "--list"]
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     lines = [line.partition("\t") for line in output.splitlines()]
     return [Case(name, reason or None) for name, _, reason in lines]

@@ -8,19 +8,13 @@ import typing
 import pytest
 import rig
 import selftest_program
-from rig import runs
+from rig import programs, runs
 
 pytestmark = pytest.mark.host_alone
 
 IMPLEMENTATIONS = ["c", "rust"]
 PACKAGE = "rvsock-host-alone"
-
-
-def build():
-    return selftest_program.build(PACKAGE, selftest_program.DYNAMIC)
-
-
-CASES = selftest_program.cases([build(), "cases"])
+CASES = selftest_program.cases([programs.build(PACKAGE), "cases"])
 
 # The module of each implementation.
 MODULES = {"c": "vhost_vsock", "rust": "vhost_vsock_rs"}
@@ -63,7 +57,7 @@ def program(request, host):
     host.unload("loopback")
     host.load("host", request.param)
     host.run(["modprobe", "vsock_diag"])
-    yield Program(host, request.param, host.program(build()))
+    yield Program(host, request.param, host.program(programs.build(PACKAGE)))
     host.unload("host")
 
 

@@ -2,8 +2,7 @@
 """All three transports in one kernel, a guest's that has a guest: which of them connect() takes."""
 
 import pytest
-import selftest_program
-from rig import runs
+from rig import programs, runs
 
 pytestmark = pytest.mark.matrix
 
@@ -35,7 +34,7 @@ TIMEOUT = 120.0
 def answers(request, host):
     """What the program says that connects everywhere, by CID and flags."""
     host.load("host", "rust")
-    program = selftest_program.build("rvsock-host-alone", selftest_program.DYNAMIC)
+    program = programs.build("rvsock-host-alone")
     listening = host.start(["socat", f"VSOCK-LISTEN:{PORT},fork", "SYSTEM:echo the host"])
     try:
         with host.guest(cid=CID_OWN, programs=[str(program)], modules=["vhost_vsock"]) as guest:

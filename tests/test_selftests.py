@@ -44,7 +44,7 @@ def loopback(request, host):
     for module in MODULES:
         host.run(["modprobe", module])
     module, reload = TRANSPORTS[request.param]
-    program = host.program(selftest_program.build())
+    program = host.program(selftest_program.program())
     command = [program, "--module", module, "--reload", reload, "--timeout", str(CASE_TIMEOUT)]
     yield Loopback(host, request.param, command)
     host.unload("loopback")

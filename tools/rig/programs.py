@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0
 """Builds programs of the workspace that run inside the machines."""
 
+import functools
 import os
 import pathlib
 import subprocess
@@ -12,10 +13,15 @@ from .errors import RigError
 TARGET = "x86_64-unknown-linux-gnu"
 
 
+@functools.cache
 def build(package: str) -> pathlib.Path:
-    """The program of a package, statically linked: the guest has no libraries of its own."""
+    """The program of a package, statically linked: the guest has no libraries of its own.
+
+    All in one place, so that what several of them need is compiled once. Other programs of the
+    package are beside it.
+    """
     target = runs.cargo_target("static")
-    command = ["cargo", "build", "--quiet", "--release", "--package", package, "--target", TARGET]
+    command = ["cargo", "build", "--quiet", "--release", "--locked", "--package", package, "--target", TARGET]
     environment = os.environ | {
         "CARGO_TARGET_DIR": str(target),
         "RUSTFLAGS": "-C target-feature=+crt-static -C strip=symbols",
