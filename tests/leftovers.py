@@ -6,8 +6,7 @@ import typing
 
 import rig
 
-# What frees late what nobody uses any more is told to do it now. Sheaves of the slab allocator are
-# flushed by shrinking, areas of vmalloc are freed with the next ones.
+# What frees late what nobody uses any more is told to do it now.
 SCRIPT = """
 sync
 echo 3 > /proc/sys/vm/drop_caches
@@ -19,6 +18,9 @@ cut -d' ' -f1,3 /proc/modules
 echo -- threads
 ps -e -o ppid=,comm=
 """
+
+# Areas of vmalloc that are free are purged many at a time, when there are enough of them.
+PURGED_LATE = ("vmap_area",)
 
 
 class Held(typing.NamedTuple):
@@ -34,7 +36,7 @@ def look(machine: rig.Host) -> Held:
     lines = {name: rest for name, _, rest in (part.partition("\n") for part in parts)}
     words = {name: [line.split() for line in text.splitlines()] for name, text in lines.items()}
     return Held(
-        {name: int(active) for name, active, *_ in words["slab"]},
+        {name: int(active) for name, active, *_ in words["slab"] if name not in PURGED_LATE},
         {name: int(users) for name, users in words["modules"]},
         # Those of the kernel, by their names; workers come and go.
         collections.Counter(
