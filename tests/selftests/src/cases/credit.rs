@@ -26,6 +26,7 @@ cases!("credit":
     a_writer_of_single_bytes_fills_the_window,
     a_window_that_shrinks_with_bytes_under_way_loses_none,
     a_window_that_grows_lets_a_blocked_writer_go_on,
+    a_writer_that_its_own_window_has_stopped_goes_on_when_that_grows,
     the_window_stays_between_its_limits,
     a_window_of_4_gib_less_1_is_offered_and_used,
     a_larger_window_than_4_gib_becomes_4_gib_less_1,
@@ -173,6 +174,23 @@ fn a_window_that_grows_lets_a_blocked_writer_go_on(setup: &Setup) -> anyhow::Res
         server.set_window(8192)?;
         ensure_eq!(writer.join().unwrap(), Ok(4096));
         Ok(())
+    })
+}
+
+fn a_writer_that_its_own_window_has_stopped_goes_on_when_that_grows(
+    setup: &Setup,
+) -> anyhow::Result<()> {
+    let Pair { client, server } = setup.pair_with_windows(Kind::Stream, 4096, 8192)?;
+    ensure_eq!(fill(&client, 4096)?, 4096);
+    thread::scope(|scope| {
+        let writer = scope.spawn(|| client.send(&[7; 4096], 0));
+        stays("the writer is blocked", || !writer.is_finished())?;
+        client.set_window(8192)?;
+        let went_on = wait_until("the writer goes on", || writer.is_finished());
+        // It ends in any case.
+        server.recv_exact(4096)?;
+        ensure_eq!(writer.join().unwrap(), Ok(4096));
+        went_on
     })
 }
 
