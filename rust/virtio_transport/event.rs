@@ -12,6 +12,9 @@ use vsock_transport::Engine;
 const EVENT_LEN: usize = 4;
 /// Buffers for events; the device drops what there is no buffer for.
 const EVENTS: usize = 8;
+/// So often the buffers are posted again before others get the lock, and the CPU. A device has next
+/// to nothing to say: more are a flood, which may be as fast as we are.
+const ROUNDS: usize = 4;
 /// All connections are gone, and the CID may be another one.
 const TRANSPORT_RESET: u32 = 0;
 
@@ -47,7 +50,8 @@ impl Events {
 }
 
 impl Device {
-    /// Handles all events there are, and what the transmitter has found out.
+    /// Handles the events there are, until others should have a turn, and what the transmitter has
+    /// found out.
     pub(crate) fn handle_events(&self) {
         if self.transmitter.lock().has_broken_queue() {
             self.declare_broken();
@@ -57,8 +61,9 @@ impl Device {
         let Some(events) = &mut *events else {
             return;
         };
-        loop {
+        for _ in 0..ROUNDS {
             events.0.queue().disable_callback();
+            // Not more at once than there are buffers: none is posted meanwhile.
             while let Some(event) = events.next() {
                 self.handle_event(event);
             }
@@ -72,6 +77,7 @@ impl Device {
                 return;
             }
         }
+        self.schedule_events();
     }
 
     fn handle_event(&self, event: u32) {
