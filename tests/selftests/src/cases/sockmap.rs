@@ -1,15 +1,17 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Sockets in a BPF sockmap: a verdict program takes received data off the transport.
 
+use std::io::{Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 
 use anyhow::Context;
 
-use crate::case::{wait_until, Setup, Skip};
+use crate::case::{wait_until, Setup, Skip, PATIENCE};
 use crate::errno::{check, Errno};
 use crate::fault::HeldLock;
 use crate::pattern::Pattern;
-use crate::socket::{Kind, Pair, Socket};
+use crate::socket::{Address, Kind, Pair, Socket};
 use crate::{cases, ensure_eq};
 
 cases!("sockmap":
@@ -19,6 +21,13 @@ cases!("sockmap":
     bytes_taken_by_a_program_are_not_counted_any_more,
     a_program_gives_back_the_window,
     a_socket_can_be_closed_in_a_map,
+    what_is_redirected_leaves_by_the_other_socket,
+    messages_are_redirected_to_another_socket,
+    what_is_redirected_reaches_the_reader_of_a_unix_socket,
+    what_comes_from_a_unix_socket_leaves_by_ours,
+    a_poll_reports_what_a_program_passes_on,
+    a_socket_that_is_closed_gives_its_place_back,
+    a_socket_that_failed_to_connect_cannot_be_inserted,
 );
 
 // linux/bpf.h
@@ -33,8 +42,15 @@ const BPF_SK_SKB_VERDICT: u32 = 38;
 /// `r0 = SK_PASS; exit`
 const PASS: [u64; 2] = [0x0000_0001_0000_00b7, 0x0000_0000_0000_0095];
 
-/// A sockmap whose program passes everything on to the socket's own reader.
+/// Redirected data is received by the other socket, instead of being sent by it.
+const BPF_F_INGRESS: u64 = 1;
+
+/// A sockmap with a program for what its sockets receive.
 struct SockMap(OwnedFd);
+
+/// Where a program finds a socket.
+const INPUT: u32 = 0;
+const OUTPUT: u32 = 1;
 
 /// Calls bpf(); `fields` are those of `union bpf_attr`, 32 bits each.
 fn bpf<const N: usize>(command: i32, fields: &[u32; N]) -> Result<i32, Errno> {
@@ -53,20 +69,45 @@ fn high(pointer: *const u8) -> u32 {
 }
 
 impl SockMap {
+    /// One that passes everything on to the socket's own reader.
     fn new() -> anyhow::Result<Self> {
-        // Key and value of 4 bytes, one entry.
-        let map = match bpf(BPF_MAP_CREATE, &[BPF_MAP_TYPE_SOCKMAP, 4, 4, 1, 0]) {
+        let map = Self::empty()?;
+        map.attach(&PASS)?;
+        Ok(map)
+    }
+
+    /// One that hands everything to the socket at `OUTPUT`.
+    fn redirecting(flags: u64) -> anyhow::Result<Self> {
+        let map = Self::empty()?;
+        // `return bpf_sk_redirect_map(skb, map, OUTPUT, flags)`; r1 is the sk_buff from the start.
+        map.attach(&[
+            0x0000_0000_0000_1218 | ((map.0.as_raw_fd() as u64) << 32),
+            0,
+            0x0000_0000_0000_03b7 | (u64::from(OUTPUT) << 32),
+            0x0000_0000_0000_04b7 | (flags << 32),
+            0x0000_0034_0000_0085,
+            0x0000_0000_0000_0095,
+        ])?;
+        Ok(map)
+    }
+
+    fn empty() -> anyhow::Result<Self> {
+        // Key and value of 4 bytes, two entries.
+        let map = match bpf(BPF_MAP_CREATE, &[BPF_MAP_TYPE_SOCKMAP, 4, 4, 2, 0]) {
             Err(Errno(libc::EPERM | libc::ENOSYS)) => {
                 return Err(Skip("bpf() is not allowed".into()).into())
             }
             map => map.context("a sockmap")?,
         };
         // SAFETY: The descriptor is ours.
-        let map = Self(unsafe { OwnedFd::from_raw_fd(map) });
-        let (code, licence) = (PASS.as_ptr().cast(), c"GPL".as_ptr().cast());
+        Ok(Self(unsafe { OwnedFd::from_raw_fd(map) }))
+    }
+
+    fn attach(&self, program: &[u64]) -> anyhow::Result<()> {
+        let (code, licence) = (program.as_ptr().cast(), c"GPL".as_ptr().cast());
         let fields = [
             BPF_PROG_TYPE_SK_SKB,
-            2,
+            program.len() as u32,
             low(code),
             high(code),
             low(licence),
@@ -76,17 +117,21 @@ impl SockMap {
         // SAFETY: The descriptor is ours; the map keeps the program.
         let program = unsafe { OwnedFd::from_raw_fd(program) };
         let ends = [
-            map.0.as_raw_fd() as u32,
+            self.0.as_raw_fd() as u32,
             program.as_raw_fd() as u32,
             BPF_SK_SKB_VERDICT,
             0,
         ];
         bpf(BPF_PROG_ATTACH, &ends).context("attaching the program")?;
-        Ok(map)
+        Ok(())
     }
 
     fn insert(&self, socket: &Socket) -> anyhow::Result<()> {
-        let key: u32 = 0;
+        self.insert_at(INPUT, socket)?;
+        Ok(())
+    }
+
+    fn insert_at(&self, key: u32, socket: &impl AsRawFd) -> Result<(), Errno> {
         let value = socket.as_raw_fd() as u32;
         let (key, value) = (
             std::ptr::from_ref(&key).cast(),
@@ -94,7 +139,7 @@ impl SockMap {
         );
         let map = self.0.as_raw_fd() as u32;
         let fields = [map, 0, low(key), high(key), low(value), high(value), 0, 0];
-        bpf(BPF_MAP_UPDATE_ELEM, &fields).context("inserting the socket")?;
+        bpf(BPF_MAP_UPDATE_ELEM, &fields)?;
         Ok(())
     }
 }
@@ -194,5 +239,90 @@ fn a_socket_can_be_closed_in_a_map(setup: &Setup) -> anyhow::Result<()> {
             ensure_eq!(read(&server, 5000)?.len(), 5000);
         }
     }
+    Ok(())
+}
+
+fn what_is_redirected_leaves_by_the_other_socket(setup: &Setup) -> anyhow::Result<()> {
+    let map = SockMap::redirecting(0)?;
+    let (from, to) = (setup.pair(Kind::Stream)?, setup.pair(Kind::Stream)?);
+    map.insert_at(INPUT, &from.server)?;
+    map.insert_at(OUTPUT, &to.server)?;
+    let pattern = Pattern::new(53);
+    let mut position = 0;
+    for len in [1, 100, 4000, 60_000] {
+        from.client.send_all(&pattern.bytes(position, len))?;
+        pattern.check(position, &to.client.recv_exact(len)?)?;
+        position += len as u64;
+    }
+    ensure_eq!(from.server.unread()?, 0);
+    Ok(())
+}
+
+fn messages_are_redirected_to_another_socket(setup: &Setup) -> anyhow::Result<()> {
+    let map = SockMap::redirecting(0)?;
+    let (from, to) = (setup.pair(Kind::Seqpacket)?, setup.pair(Kind::Seqpacket)?);
+    map.insert_at(INPUT, &from.server)?;
+    map.insert_at(OUTPUT, &to.server)?;
+    for message in [&b"one"[..], b"another"] {
+        from.client.send(message, 0)?;
+        ensure_eq!(to.client.recv_vec(100, 0)?, message);
+    }
+    Ok(())
+}
+
+fn what_is_redirected_reaches_the_reader_of_a_unix_socket(setup: &Setup) -> anyhow::Result<()> {
+    let map = SockMap::redirecting(BPF_F_INGRESS)?;
+    let from = setup.pair(Kind::Stream)?;
+    let (mut reader, _writer) = UnixStream::pair()?;
+    reader.set_read_timeout(Some(PATIENCE))?;
+    map.insert_at(INPUT, &from.server)?;
+    map.insert_at(OUTPUT, &reader)?;
+    from.client.send_all(b"over to the other family")?;
+    let mut bytes = [0; 24];
+    reader.read_exact(&mut bytes)?;
+    ensure_eq!(&bytes, b"over to the other family");
+    Ok(())
+}
+
+fn what_comes_from_a_unix_socket_leaves_by_ours(setup: &Setup) -> anyhow::Result<()> {
+    let map = SockMap::redirecting(0)?;
+    let to = setup.pair(Kind::Stream)?;
+    let (reader, mut writer) = UnixStream::pair()?;
+    map.insert_at(INPUT, &reader)?;
+    map.insert_at(OUTPUT, &to.server)?;
+    writer.write_all(b"out of the other family")?;
+    ensure_eq!(to.client.recv_exact(23)?, b"out of the other family");
+    Ok(())
+}
+
+fn a_poll_reports_what_a_program_passes_on(setup: &Setup) -> anyhow::Result<()> {
+    let map = SockMap::new()?;
+    let Pair { client, server } = setup.pair(Kind::Stream)?;
+    map.insert(&server)?;
+    client.send_all(b"x")?;
+    ensure_eq!(server.poll(libc::POLLIN, PATIENCE)?, libc::POLLIN);
+    ensure_eq!(server.recv_vec(10, libc::MSG_DONTWAIT)?, b"x");
+    Ok(())
+}
+
+fn a_socket_that_is_closed_gives_its_place_back(setup: &Setup) -> anyhow::Result<()> {
+    let map = SockMap::new()?;
+    let first = setup.pair(Kind::Stream)?;
+    map.insert(&first.client)?;
+    drop(first);
+    let second = setup.pair(Kind::Stream)?;
+    map.insert(&second.client)
+}
+
+fn a_socket_that_failed_to_connect_cannot_be_inserted(setup: &Setup) -> anyhow::Result<()> {
+    let map = SockMap::new()?;
+    let nobody = Socket::new(Kind::Stream)?;
+    nobody.bind(Address::ANY)?;
+    let socket = Socket::new(Kind::Stream)?;
+    ensure_eq!(
+        socket.connect(setup.address(&nobody)?),
+        Err(Errno(libc::ECONNRESET))
+    );
+    ensure_eq!(map.insert_at(INPUT, &socket), Err(Errno(libc::EOPNOTSUPP)));
     Ok(())
 }
