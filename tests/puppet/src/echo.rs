@@ -43,7 +43,8 @@ pub fn serve(port: u32) -> anyhow::Result<()> {
     let listener = Socket::new(Kind::Stream)?;
     let cid = libc::VMADDR_CID_ANY;
     listener.bind(Address { cid, port })?;
-    listener.listen(256)?;
+    // Who connects is not made to wait, and may be quicker than this.
+    listener.listen(4096)?;
     println!("listening");
     loop {
         let socket = listener.accept()?;
@@ -71,6 +72,20 @@ pub fn run(
             .with_context(|| format!("connection {number} of {connections}"))?;
     }
     println!("{connections} connections, {bytes} bytes each, came back as they were");
+    Ok(())
+}
+
+/// Opens connections one after the other, and uses each.
+pub fn sequence(cid: u32, port: u32, connections: usize) -> anyhow::Result<()> {
+    for number in 0..connections {
+        let socket = connect(Kind::Stream, cid, port)?;
+        socket.set_receive_timeout(PATIENCE)?;
+        let bytes = (number as u64).to_le_bytes();
+        socket.send_all(&bytes)?;
+        let back = socket.recv_exact(bytes.len())?;
+        ensure!(back == bytes, "connection {number}: {back:?} came back");
+    }
+    println!("{connections} connections, one after the other");
     Ok(())
 }
 

@@ -1,11 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Does in a guest what tests on the other side of its vsock device want done.
 
+mod bulk;
 mod driver;
 mod echo;
 mod orders;
+mod stall;
+mod writers;
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 
@@ -43,6 +47,67 @@ enum Task {
         #[arg(long)]
         port: u32,
     },
+    /// Open connections one after the other, and send bytes there and back on each
+    Sequence {
+        #[arg(long, default_value_t = libc::VMADDR_CID_HOST)]
+        cid: u32,
+        #[arg(long)]
+        port: u32,
+        #[arg(long)]
+        connections: usize,
+    },
+    /// Send bytes to `receive`
+    Send {
+        #[arg(long, default_value_t = libc::VMADDR_CID_HOST)]
+        cid: u32,
+        #[arg(long)]
+        port: u32,
+        #[arg(long)]
+        bytes: u64,
+    },
+    /// Compare what comes on one connection
+    Receive {
+        #[arg(long)]
+        port: u32,
+    },
+    /// Send messages to `read-slowly`, on many connections
+    Write {
+        #[arg(long, default_value_t = libc::VMADDR_CID_HOST)]
+        cid: u32,
+        #[arg(long)]
+        port: u32,
+        #[arg(long)]
+        writers: u32,
+        #[arg(long)]
+        messages: u32,
+    },
+    /// Compare the messages of `write`, with pauses
+    ReadSlowly {
+        #[arg(long)]
+        port: u32,
+        #[arg(long)]
+        writers: usize,
+        /// So many messages before a pause
+        #[arg(long)]
+        every: usize,
+        /// Milliseconds
+        #[arg(long)]
+        pause: u64,
+    },
+    /// Send a byte now and then, on one connection
+    Beat {
+        #[arg(long)]
+        port: u32,
+    },
+    /// Stop in the kernel while reading from `beat`, and use connections to `serve` meanwhile
+    Stall {
+        #[arg(long, default_value_t = libc::VMADDR_CID_HOST)]
+        cid: u32,
+        #[arg(long)]
+        beat: u32,
+        #[arg(long)]
+        echo: u32,
+    },
 }
 
 fn main() -> ExitCode {
@@ -56,6 +121,27 @@ fn main() -> ExitCode {
             half_close,
         } => echo::run(cid, port, connections, bytes, half_close),
         Task::Serve { port } => echo::serve(port),
+        Task::Sequence {
+            cid,
+            port,
+            connections,
+        } => echo::sequence(cid, port, connections),
+        Task::Send { cid, port, bytes } => bulk::send(cid, port, bytes),
+        Task::Receive { port } => bulk::receive(port),
+        Task::Write {
+            cid,
+            port,
+            writers,
+            messages,
+        } => writers::write(cid, port, writers, messages),
+        Task::ReadSlowly {
+            port,
+            writers,
+            every,
+            pause,
+        } => writers::read_slowly(port, writers, every, Duration::from_millis(pause)),
+        Task::Beat { port } => stall::beat(port),
+        Task::Stall { cid, beat, echo } => stall::stall(cid, beat, echo),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

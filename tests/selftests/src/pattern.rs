@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Bytes that tell their position, so that a reader notices what is lost, doubled or moved.
 
-/// A prime: no packet, page or window is a multiple of it.
-const PERIOD: usize = 65_521;
-
 /// A sequence of bytes, as long as one likes.
 pub struct Pattern(Vec<u8>);
 
 impl Pattern {
+    /// Bytes until it begins again. A prime: no packet, page or window is a multiple of it.
+    pub const PERIOD: usize = 65_521;
+
     /// Patterns with different seeds differ nearly everywhere.
     pub fn new(seed: u64) -> Self {
         // xorshift64
@@ -18,14 +18,14 @@ impl Pattern {
             state ^= state << 17;
             (state >> 32) as u8
         };
-        Self((0..PERIOD).map(next).collect())
+        Self((0..Self::PERIOD).map(next).collect())
     }
 
     /// Writes the bytes from `position` on into `out`.
     pub fn fill(&self, mut position: u64, out: &mut [u8]) {
         let mut rest = out;
         while !rest.is_empty() {
-            let from = &self.0[(position % PERIOD as u64) as usize..];
+            let from = &self.0[(position % Self::PERIOD as u64) as usize..];
             let (now, later) = rest.split_at_mut(from.len().min(rest.len()));
             now.copy_from_slice(&from[..now.len()]);
             position += now.len() as u64;
