@@ -211,7 +211,8 @@ def capturing(machine: load.Machine) -> Iterator[str]:
     """tcpdump writes a file meanwhile."""
     script = "modprobe vsockmon; ip link add vsockmon0 type vsockmon; ip link set vsockmon0 up"
     machine.shell(script)
-    command = ["tcpdump", "--immediate-mode", "-U", "-i", "vsockmon0", "-w", "/tmp/capture"]
+    # Room for all of it: in immediate mode each packet takes as much as the largest.
+    command = ["tcpdump", "-B", "16384", "--immediate-mode", "-U", "-i", "vsockmon0", "-w", "/tmp/capture"]
     capture = machine.start(command)
     try:
         capture.wait_for("listening on", TIMEOUT * runs.patience())
