@@ -2,6 +2,7 @@
 """tools/env: what it says when something is missing, and what an interruption may leave behind."""
 
 import errno
+import functools
 import http.server
 import importlib.util
 import os
@@ -430,7 +431,10 @@ def test_what_it_started_ends_with_it_however_it_ends(env):
 def test_ctrl_c_reaches_the_command_and_its_status_comes_back(env):
     script = "trap 'sleep 0.2; exit 42' INT; echo up; while :; do sleep 0.1; done"
     command = env.enter.contained(["sh", "-c", script])
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True)
+    # Where these tests run in the background, a shell has made them ignore the signal, and a shell
+    # cannot trap what is ignored.
+    heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True, preexec_fn=heed)
     assert process.stdout.readline() == b"up\n"
     os.killpg(process.pid, signal.SIGINT)
     assert process.wait(timeout=30) == 42
