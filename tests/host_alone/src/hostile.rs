@@ -21,7 +21,7 @@ use rvsock_selftests::socket::{Kind, Socket};
 
 use self::neighbour::Neighbour;
 use crate::device::{feature, RX, TX};
-use crate::guest::{Guest, Options, CID};
+use crate::guest::{Guest, Options, CID, SHORT};
 use crate::memory::PAGE;
 
 #[derive(clap::Args)]
@@ -327,6 +327,9 @@ impl Villain {
         self.guest.options.cid = REFORMED;
         self.configure()?;
         self.guest.post(32)?;
+        // To the device it may be a guest that was paused, for which replies wait: as many as keep
+        // it from sending if it does not take them.
+        while self.guest.receive_within(SHORT)?.is_some() {}
         for _ in 0..10 {
             self.guest.exercise()?;
         }
