@@ -26,7 +26,7 @@ if typing.TYPE_CHECKING:
 
 # 9 s on a quiet machine with two CPUs, 82 s with a load of 17; 60 s where the guest is emulated
 # inside an emulated host.
-BOOT_TIMEOUT = 300.0
+BOOT_TIMEOUT = 150.0
 BOOT_TIMEOUT_EMULATED = 900.0
 
 KERNEL_ARGUMENTS = """

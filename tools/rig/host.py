@@ -16,14 +16,14 @@ from collections.abc import Iterator
 from . import acceleration, programs, runs
 from .channel import Channel
 from .console import Console
-from .errors import EmulationTrap, MachineError, RigError
+from .errors import EmulationTrap, MachineError, MachineHung, RigError
 from .guest import Guest
 from .machine import Machine
 
 # 9 s on a quiet machine with two CPUs, 47 s with a load of 17.
 BOOT_TIMEOUT = 180.0
 
-# How often a guest is started whose boot the emulation ends.
+# How often a guest is started that does not come up.
 BOOTS = 3
 
 KERNEL_ARGUMENTS = """
@@ -172,7 +172,10 @@ class Host(Machine):
             self._end_guest(guest)
 
     def _boot_guest(self, cid: int, **options) -> Guest:
-        """Starts a guest, anew if the emulation failed while it booted: so far it has done nothing for us."""
+        """Starts a guest, anew if it did not come up: so far it has done nothing for us.
+
+        In some hundred boots one ends for a fault of the emulation, or hangs before it says a word.
+        """
         for boot in itertools.count(1):
             guest = Guest(self, cid, **options)
             self._guests.append(guest)
@@ -181,7 +184,7 @@ class Host(Machine):
                 return guest
             except BaseException as error:
                 self._end_guest(guest)
-                if boot == BOOTS or not isinstance(error, EmulationTrap):
+                if boot == BOOTS or not isinstance(error, EmulationTrap | MachineHung):
                     raise
                 print(f"rig: warning: {guest.name} is booted again: {error}", file=sys.stderr)
 
