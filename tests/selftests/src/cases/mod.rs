@@ -11,7 +11,6 @@ mod seqpacket;
 mod sockmap;
 mod source;
 mod splice;
-mod stall;
 mod trace;
 mod unload;
 mod uring;
@@ -26,7 +25,6 @@ pub const ALL: &[&[Case]] = &[
     seqpacket::CASES,
     ending::CASES,
     race::CASES,
-    stall::CASES,
     zerocopy::CASES,
     splice::CASES,
     uring::CASES,
