@@ -44,6 +44,9 @@ def installed(system, tmp_path_factory):
     assert install.main(["install", *arguments]) == 0
     for path in filter(pathlib.Path.is_file, root.rglob("*")):
         target = pathlib.Path("/", path.relative_to(root))
+        # The commands, if they are built, are installed by tests/test_nfs_units.py.
+        if target.parts[1] != "etc" and "modules" not in target.parts:
+            continue
         system.run(["mkdir", "-p", str(target.parent)])
         system.put(path, str(target))
     system.run(["depmod", runs.release()])
