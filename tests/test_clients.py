@@ -58,11 +58,13 @@ class Way(typing.NamedTuple):
 
     @contextlib.contextmanager
     def serving(self, arguments: list[str], sign: str = "listening") -> Iterator[rig.Command]:
-        """A program in the passive machine that says when it is ready."""
+        """A program in the passive machine that says when it is ready; what it says when the other one fails."""
         server = self.passive.start(arguments)
         try:
             server.wait_for(sign, TIMEOUT * runs.patience())
             yield server
+        except rig.CommandError as error:
+            raise AssertionError(f"{error}\nthe server said: {server.stdout}{server.stderr}") from None
         finally:
             server.kill()
 
@@ -73,10 +75,7 @@ class Way(typing.NamedTuple):
         """A pair of the puppet's tasks; what the server has to say in the end."""
         with self.serving(self.puppet(self.passive, *server)) as serving:
             arguments = [*client, "--cid", self.cid]
-            try:
-                self.active.run(self.puppet(self.active, *arguments), timeout=timeout * runs.patience())
-            except rig.CommandError as error:
-                raise AssertionError(f"{error}\nthe server said: {serving.stdout}{serving.stderr}") from None
+            self.active.run(self.puppet(self.active, *arguments), timeout=timeout * runs.patience())
             return serving.wait(TIMEOUT * runs.patience()).stdout.splitlines()[-1]
 
 
