@@ -14,6 +14,7 @@ TESTS = pathlib.Path(__file__).resolve().parent
 sys.path[:0] = [str(TESTS.parent / "tools"), str(TESTS)]
 
 import rig  # noqa: E402
+from rig import runs  # noqa: E402
 
 # Of what is said about a failure while the tests go on.
 FAILURE_LINES = 60
@@ -107,9 +108,10 @@ class Reporter:
         if terminal is None:
             return
         terminal.ensure_newline()
-        terminal.write_line(f"--- {report.nodeid} failed ({report.when})")
-        for line in report.longreprtext.splitlines()[-FAILURE_LINES:]:
+        lines = [f"--- {report.nodeid} failed ({report.when})", *report.longreprtext.splitlines()[-FAILURE_LINES:]]
+        for line in lines:
             terminal.write_line(line)
+        runs.note("\n".join(lines))
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -134,3 +136,4 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     if count["skipped"]:
         line += f", {count['skipped']} skipped"
     print(line, flush=True)
+    runs.note(line)

@@ -53,6 +53,12 @@ def patience() -> int:
     return 5 if configured("CONFIG_PROVE_LOCKING") or configured("CONFIG_DEBUG_KMEMLEAK") else 1
 
 
+def note(text: str) -> None:
+    """Keeps what came of tests in test.log: a terminal, or a CI job's checkout, may be gone when somebody asks."""
+    with open(cache() / "log" / "test.log", "a") as log:
+        log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+
+
 class Run:
     """A directory for the logs of one host VM and its guests, locked while in use."""
 
