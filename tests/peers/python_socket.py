@@ -37,7 +37,7 @@ def answer(stream: socket.socket, request: str) -> None:
 def read_line(stream: socket.socket) -> str:
     line = b""
     while not line.endswith(b"\n"):
-        line += stream.recv(1) or sys.exit("the client is gone")
+        line += stream.recv(1) or sys.exit("the other end is gone")
     return line.decode().strip()
 
 
