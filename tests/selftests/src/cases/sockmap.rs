@@ -42,6 +42,9 @@ const BPF_SK_SKB_VERDICT: u32 = 38;
 /// `r0 = SK_PASS; exit`
 const PASS: [u64; 2] = [0x0000_0001_0000_00b7, 0x0000_0000_0000_0095];
 
+/// There must be no socket at the place.
+const BPF_NOEXIST: u32 = 1;
+
 /// Redirected data is received by the other socket, instead of being sent by it.
 const BPF_F_INGRESS: u64 = 1;
 
@@ -138,7 +141,17 @@ impl SockMap {
             std::ptr::from_ref(&value).cast(),
         );
         let map = self.0.as_raw_fd() as u32;
-        let fields = [map, 0, low(key), high(key), low(value), high(value), 0, 0];
+        let flags = BPF_NOEXIST;
+        let fields = [
+            map,
+            0,
+            low(key),
+            high(key),
+            low(value),
+            high(value),
+            flags,
+            0,
+        ];
         bpf(BPF_MAP_UPDATE_ELEM, &fields)?;
         Ok(())
     }
@@ -242,11 +255,18 @@ fn a_socket_can_be_closed_in_a_map(setup: &Setup) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn what_is_redirected_leaves_by_the_other_socket(setup: &Setup) -> anyhow::Result<()> {
+/// Two connections: what is sent to the server of the first is redirected to the client of the
+/// second.
+fn redirected(setup: &Setup, kind: Kind) -> anyhow::Result<(SockMap, Pair, Pair)> {
     let map = SockMap::redirecting(0)?;
-    let (from, to) = (setup.pair(Kind::Stream)?, setup.pair(Kind::Stream)?);
+    let (from, to) = (setup.pair(kind)?, setup.pair(kind)?);
     map.insert_at(INPUT, &from.server)?;
     map.insert_at(OUTPUT, &to.server)?;
+    Ok((map, from, to))
+}
+
+fn what_is_redirected_leaves_by_the_other_socket(setup: &Setup) -> anyhow::Result<()> {
+    let (_map, from, to) = redirected(setup, Kind::Stream)?;
     let pattern = Pattern::new(53);
     let mut position = 0;
     for len in [1, 100, 4000, 60_000] {
@@ -259,10 +279,7 @@ fn what_is_redirected_leaves_by_the_other_socket(setup: &Setup) -> anyhow::Resul
 }
 
 fn messages_are_redirected_to_another_socket(setup: &Setup) -> anyhow::Result<()> {
-    let map = SockMap::redirecting(0)?;
-    let (from, to) = (setup.pair(Kind::Seqpacket)?, setup.pair(Kind::Seqpacket)?);
-    map.insert_at(INPUT, &from.server)?;
-    map.insert_at(OUTPUT, &to.server)?;
+    let (_map, from, to) = redirected(setup, Kind::Seqpacket)?;
     for message in [&b"one"[..], b"another"] {
         from.client.send(message, 0)?;
         ensure_eq!(to.client.recv_vec(100, 0)?, message);
