@@ -165,33 +165,33 @@ fn a_window_that_shrinks_with_bytes_under_way_loses_none(setup: &Setup) -> anyho
     drain(&server, SMALL)
 }
 
-fn a_window_that_grows_lets_a_blocked_writer_go_on(setup: &Setup) -> anyhow::Result<()> {
-    let Pair { client, server } = setup.pair_with_windows(Kind::Stream, 8192, 4096)?;
-    ensure_eq!(fill(&client, 4096)?, 4096);
+/// A writer that was stopped after 4096 bytes writes as many again when `grow` is called, although
+/// nobody reads.
+fn goes_on(pair: &Pair, grow: impl FnOnce() -> Result<(), Errno>) -> anyhow::Result<()> {
+    let Pair { client, server } = pair;
+    ensure_eq!(fill(client, 4096)?, 4096);
     thread::scope(|scope| {
         let writer = scope.spawn(|| client.send(&[7; 4096], 0));
         stays("the writer is blocked", || !writer.is_finished())?;
-        server.set_window(8192)?;
-        ensure_eq!(writer.join().unwrap(), Ok(4096));
-        Ok(())
-    })
-}
-
-fn a_writer_that_its_own_window_has_stopped_goes_on_when_that_grows(
-    setup: &Setup,
-) -> anyhow::Result<()> {
-    let Pair { client, server } = setup.pair_with_windows(Kind::Stream, 4096, 8192)?;
-    ensure_eq!(fill(&client, 4096)?, 4096);
-    thread::scope(|scope| {
-        let writer = scope.spawn(|| client.send(&[7; 4096], 0));
-        stays("the writer is blocked", || !writer.is_finished())?;
-        client.set_window(8192)?;
+        grow()?;
         let went_on = wait_until("the writer goes on", || writer.is_finished());
         // It ends in any case.
         server.recv_exact(4096)?;
         ensure_eq!(writer.join().unwrap(), Ok(4096));
         went_on
     })
+}
+
+fn a_window_that_grows_lets_a_blocked_writer_go_on(setup: &Setup) -> anyhow::Result<()> {
+    let pair = setup.pair_with_windows(Kind::Stream, 8192, 4096)?;
+    goes_on(&pair, || pair.server.set_window(8192))
+}
+
+fn a_writer_that_its_own_window_has_stopped_goes_on_when_that_grows(
+    setup: &Setup,
+) -> anyhow::Result<()> {
+    let pair = setup.pair_with_windows(Kind::Stream, 4096, 8192)?;
+    goes_on(&pair, || pair.client.set_window(8192))
 }
 
 fn the_window_stays_between_its_limits(setup: &Setup) -> anyhow::Result<()> {
