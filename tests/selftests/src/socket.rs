@@ -7,6 +7,7 @@ use std::ptr::{from_mut, from_ref, null_mut};
 use std::time::Duration;
 
 use crate::case::{Setup, PATIENCE};
+use crate::ensure_eq;
 use crate::errno::{check, Errno};
 
 /// What a socket's window is unless somebody changes it (`VSOCK_DEFAULT_BUFFER_SIZE`).
@@ -382,6 +383,17 @@ fn timeval(duration: Duration) -> libc::timeval {
 pub struct Pair {
     pub client: Socket,
     pub server: Socket,
+}
+
+impl Pair {
+    /// A question and its answer, to see that the connection works.
+    pub fn converse(&self) -> anyhow::Result<()> {
+        self.client.send_all(b"question")?;
+        ensure_eq!(self.server.recv_exact(8)?, b"question");
+        self.server.send_all(b"answer")?;
+        ensure_eq!(self.client.recv_exact(6)?, b"answer");
+        Ok(())
+    }
 }
 
 impl Setup {

@@ -6,7 +6,7 @@ use std::thread;
 use crate::case::{Setup, PATIENCE};
 use crate::errno::Errno;
 use crate::namespace::{inside, prepare};
-use crate::socket::{Kind, Socket};
+use crate::socket::{Kind, Pair, Socket};
 use crate::{cases, ensure_eq};
 
 cases!("namespace":
@@ -26,14 +26,10 @@ fn client(kind: Kind) -> Result<Socket, Errno> {
     Ok(socket)
 }
 
-fn exchange(setup: &Setup, listener: &Socket, client: &Socket) -> anyhow::Result<()> {
+fn connect_and_converse(setup: &Setup, listener: &Socket, client: Socket) -> anyhow::Result<()> {
     client.connect(setup.address(listener)?)?;
     let server = listener.accept()?;
-    client.send_all(b"question")?;
-    ensure_eq!(server.recv_exact(8)?, b"question");
-    server.send_all(b"answer")?;
-    ensure_eq!(client.recv_exact(6)?, b"answer");
-    Ok(())
+    Pair { client, server }.converse()
 }
 
 fn sockets_of_one_local_namespace_reach_each_other(setup: &Setup) -> anyhow::Result<()> {
@@ -41,7 +37,7 @@ fn sockets_of_one_local_namespace_reach_each_other(setup: &Setup) -> anyhow::Res
     let (listener, client) = inside("local", || {
         Ok((Socket::listening(Kind::Stream)?, client(Kind::Stream)?))
     })?;
-    exchange(setup, &listener, &client)
+    connect_and_converse(setup, &listener, client)
 }
 
 fn sockets_of_two_local_namespaces_do_not(setup: &Setup) -> anyhow::Result<()> {
@@ -60,7 +56,7 @@ fn sockets_of_two_global_namespaces_reach_each_other(setup: &Setup) -> anyhow::R
     for kind in [Kind::Stream, Kind::Seqpacket] {
         let listener = inside("global", || Ok(Socket::listening(kind)?))?;
         let client = inside("global", || Ok(client(kind)?))?;
-        exchange(setup, &listener, &client)?;
+        connect_and_converse(setup, &listener, client)?;
     }
     Ok(())
 }
@@ -103,7 +99,7 @@ fn two_local_namespaces_can_use_the_same_port(setup: &Setup) -> anyhow::Result<(
         Ok((Socket::listening(Kind::Stream)?, client(Kind::Stream)?))
     })?;
     let _other = bind_again("local", &listener)??;
-    exchange(setup, &listener, &client)
+    connect_and_converse(setup, &listener, client)
 }
 
 fn two_global_namespaces_cannot_use_the_same_port(_setup: &Setup) -> anyhow::Result<()> {

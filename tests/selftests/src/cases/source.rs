@@ -12,7 +12,7 @@ use anyhow::ensure;
 use crate::case::Setup;
 use crate::errno::Errno;
 use crate::fault::StalledDelivery;
-use crate::socket::{Address, Kind, Socket};
+use crate::socket::{Address, Kind, Pair, Socket};
 use crate::{cases, ensure_eq};
 
 cases!("source":
@@ -44,10 +44,7 @@ fn a_stranger_who_connects_to_a_connected_client_is_refused_at_once(
             started.elapsed()
         );
 
-        pair.client.send_all(b"question")?;
-        ensure_eq!(pair.server.recv_exact(8)?, b"question");
-        pair.server.send_all(b"answer")?;
-        ensure_eq!(pair.client.recv_exact(6)?, b"answer");
+        pair.converse()?;
     }
     Ok(())
 }
@@ -62,10 +59,7 @@ fn a_machine_reaches_itself_under_all_its_cids(_: &Setup) -> anyhow::Result<()> 
             client.connect(Address { cid, port })?;
             ensure_eq!(client.peer()?.cid, cid);
             let server = listener.accept()?;
-            client.send_all(b"question")?;
-            ensure_eq!(server.recv_exact(8)?, b"question");
-            server.send_all(b"answer")?;
-            ensure_eq!(client.recv_exact(6)?, b"answer");
+            Pair { client, server }.converse()?;
         }
     }
     Ok(())
