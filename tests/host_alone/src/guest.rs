@@ -93,6 +93,14 @@ impl Guest {
         Ok(guest)
     }
 
+    /// A guest that runs, with so many buffers.
+    pub fn with_buffers(buffers: usize) -> anyhow::Result<Self> {
+        Self::start(&Options {
+            buffers,
+            ..Options::default()
+        })
+    }
+
     /// A guest that was set up, but for its CID, and does not run.
     pub fn prepare(options: &Options) -> anyhow::Result<Self> {
         Self::prepare_on(Device::open()?, options)

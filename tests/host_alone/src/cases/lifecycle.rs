@@ -299,10 +299,7 @@ fn small_objects() -> anyhow::Result<usize> {
 fn connecting_in_vain_leaves_nothing(_: &Setup) -> anyhow::Result<()> {
     const TIMES: usize = 4000;
     const THREADS: usize = 8;
-    let guest = Guest::start(&Options {
-        buffers: 0,
-        ..Options::default()
-    })?;
+    let guest = Guest::with_buffers(0)?;
     // It is the first in the queue.
     let waiting = Socket::new(Kind::Stream)?;
     waiting.set_nonblocking()?;

@@ -239,10 +239,7 @@ fn who_wants_no_interrupts_gets_none(_: &Setup) -> anyhow::Result<()> {
 }
 
 fn buffers_that_come_at_once_are_signalled_together(_: &Setup) -> anyhow::Result<()> {
-    let mut guest = Guest::start(&Options {
-        buffers: 1,
-        ..Options::default()
-    })?;
+    let mut guest = Guest::with_buffers(1)?;
     let (socket, mut connection) = guest.connect_pair(Kind::Stream)?;
     guest.reposts = false;
     for _ in 0..33 {
@@ -363,10 +360,7 @@ fn packets_that_make_no_sense_are_reported_and_skipped(_: &Setup) -> anyhow::Res
 
 fn buffers_that_make_no_sense_are_reported(_: &Setup) -> anyhow::Result<()> {
     for (len, writable) in [(header::LEN as u32 - 1, true), (1000, false)] {
-        let mut guest = Guest::start(&Options {
-            buffers: 1,
-            ..Options::default()
-        })?;
+        let mut guest = Guest::with_buffers(1)?;
         let (socket, _connection) = guest.connect_pair(Kind::Stream)?;
         // The response took the only buffer, and this gets into its place.
         guest.flush()?;

@@ -103,10 +103,7 @@ fn nothing_gets_in_while_a_guest_is_stopped(setup: &Setup) -> anyhow::Result<()>
 }
 
 fn a_paused_guest_gets_what_waited_for_it(_: &Setup) -> anyhow::Result<()> {
-    let mut guest = Guest::start(&Options {
-        buffers: 4,
-        ..Options::default()
-    })?;
+    let mut guest = Guest::with_buffers(4)?;
     let (socket, mut connection) = guest.accept_from(Kind::Stream)?;
     let pattern = Pattern::new(11);
     let bytes = pattern.bytes(0, 100_000);
