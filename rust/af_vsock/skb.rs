@@ -92,8 +92,8 @@ impl SkBuff {
     /// Takes the next `len` bytes of a message to be sent on `sock`, which is charged for them.
     ///
     /// With `contiguous` the sk_buff has a single segment, and takes less if there is no memory for
-    /// so long a one. Sleeps. `EFAULT` if the message cannot
-    /// be read; nothing of it is consumed then.
+    /// so long a one. Sleeps. `EFAULT` if the message cannot be read; nothing of it is consumed
+    /// then.
     pub fn copy_from_message(
         sock: &HeldSock<'_>,
         message: &mut Message<'_, true>,
@@ -106,12 +106,7 @@ impl SkBuff {
             Self::with_pages(len, bindings::GFP_KERNEL)?
         };
         skb.set_owner(sock);
-        // SAFETY: All are valid; the sk_buff has `len` bytes to be filled.
-        let status = unsafe {
-            let from = &raw mut (*message.as_raw()).msg_iter;
-            bindings::skb_copy_datagram_from_iter_full(skb.as_raw(), 0, from, skb.len() as i32)
-        };
-        kernel::error::to_result(status)?;
+        skb.fill(message)?;
         Ok(skb)
     }
 
@@ -150,7 +145,8 @@ impl SkBuff {
     /// As [`SkBuff::copy_from_message`], but copies only `front` bytes and refers to the pages of
     /// the rest: as many of them as there is room for.
     ///
-    /// `front` has to be what [`Message::splice_front`] said, and less than `len`.
+    /// `front` has to be what [`Message::splice_front`] said, and less than `len`. If that fails,
+    /// the front may have been consumed.
     pub fn splice_from_message(
         sock: &HeldSock<'_>,
         message: &mut Message<'_, true>,
@@ -159,20 +155,29 @@ impl SkBuff {
     ) -> Result<Self> {
         let skb = Self::with_room(front as usize, bindings::GFP_KERNEL)?;
         skb.set_owner(sock);
-        // SAFETY: All are valid; the sk_buff has room for `front` bytes, and an owner.
-        unsafe {
+        // SAFETY: The sk_buff has room for `front` bytes, which are written next.
+        unsafe { bindings::skb_put(skb.as_raw(), front) };
+        skb.fill(message)?;
+        let rest = len.saturating_sub(front) as usize;
+        // SAFETY: All are valid; the sk_buff has an owner.
+        let spliced = unsafe {
             let from = &raw mut (*message.as_raw()).msg_iter;
-            bindings::skb_put(skb.as_raw(), front);
-            let status =
-                bindings::skb_copy_datagram_from_iter_full(skb.as_raw(), 0, from, front as i32);
-            kernel::error::to_result(status)?;
-            let rest = len.saturating_sub(front) as usize;
-            let spliced = bindings::skb_splice(skb.as_raw(), from, rest);
-            if spliced <= 0 {
-                return Err(EFAULT);
-            }
+            bindings::skb_splice(skb.as_raw(), from, rest)
+        };
+        if spliced <= 0 {
+            return Err(EFAULT);
         }
         Ok(skb)
+    }
+
+    /// Copies the next bytes of a message into all that the sk_buff has.
+    fn fill(&self, message: &mut Message<'_, true>) -> Result {
+        // SAFETY: All are valid; the sk_buff is new, so that nobody else has its bytes.
+        let status = unsafe {
+            let from = &raw mut (*message.as_raw()).msg_iter;
+            bindings::skb_copy_datagram_from_iter_full(self.as_raw(), 0, from, self.len() as i32)
+        };
+        kernel::error::to_result(status)
     }
 
     fn set_owner(&self, sock: &HeldSock<'_>) {
