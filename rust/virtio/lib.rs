@@ -14,6 +14,7 @@ mod device;
 mod driver;
 mod in_queue;
 mod out_queue;
+mod slots;
 mod virtqueue;
 
 pub use device::{Device, Reset};

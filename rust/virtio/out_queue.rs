@@ -2,50 +2,30 @@
 
 //! Queues of buffers that the device reads.
 
-use crate::{Reset, Virtqueue};
+use crate::{slots::Slots, Reset, Virtqueue};
 use kernel::prelude::*;
 use rvsock_bindings::{bindings, StableBytes};
 
 /// Pieces of a buffer: a header, the head of an sk_buff, its fragments.
 const MAX_PIECES: usize = bindings::MAX_SKB_FRAGS as usize + 2;
 
-/// A header of its own cache line: the device may own the neighbour's.
-#[derive(Clone, Copy)]
-#[repr(C, align(64))]
-struct HeaderSlot<const N: usize>([u8; N]);
-
 /// A queue of buffers with a header of `N` bytes, a payload `P`, and `C`, which just comes along.
 ///
 /// # Invariants
 ///
-/// What is posted in the ring lies in `headers` and in the payload of a slot that is occupied, and
+/// What is posted in the ring lies in the header and in the payload of a slot that is occupied, and
 /// neither is touched until the device has used it or was reset.
 pub struct OutQueue<P: StableBytes, C, const N: usize> {
     queue: Virtqueue,
-    headers: KVec<HeaderSlot<N>>,
-    slots: KVec<Option<(Option<P>, C)>>,
-    /// Numbers of the empty slots.
-    free: KVec<usize>,
+    slots: Slots<(Option<P>, C), N>,
 }
 
 impl<P: StableBytes, C, const N: usize> OutQueue<P, C, N> {
     /// A queue with a slot for each descriptor of its ring. May sleep.
     pub fn new(queue: Virtqueue) -> Result<Self> {
-        let size = queue.size();
-        let mut slots = KVec::with_capacity(size, GFP_KERNEL)?;
-        let mut free = KVec::with_capacity(size, GFP_KERNEL)?;
-        for slot in 0..size {
-            slots.push_within_capacity(None).map_err(|_| ENOMEM)?;
-            free.push_within_capacity(slot).map_err(|_| ENOMEM)?;
-        }
-        let headers = KVec::from_elem(HeaderSlot([0; N]), size, GFP_KERNEL)?;
+        let slots = Slots::new(queue.size())?;
         // INVARIANT: Nothing is posted.
-        Ok(Self {
-            queue,
-            headers,
-            slots,
-            free,
-        })
+        Ok(Self { queue, slots })
     }
 
     /// The queue itself.
@@ -55,12 +35,12 @@ impl<P: StableBytes, C, const N: usize> OutQueue<P, C, N> {
 
     /// Whether something is posted.
     pub fn is_busy(&self) -> bool {
-        self.free.len() < self.slots.len()
+        self.slots.occupied() > 0
     }
 
     /// Whether half of the slots are occupied, or more.
     pub fn is_half_full(&self) -> bool {
-        self.free.len() <= self.slots.len() / 2
+        self.slots.occupied() >= self.slots.count().div_ceil(2)
     }
 
     /// Posts a buffer. Gives payload and companion back if the ring is full (`ENOSPC`), or cannot
@@ -71,19 +51,17 @@ impl<P: StableBytes, C, const N: usize> OutQueue<P, C, N> {
         payload: Option<P>,
         companion: C,
     ) -> Result<(), (Error, Option<P>, C)> {
-        let Some(slot) = self.free.pop() else {
+        let Some(slot) = self.slots.take_empty() else {
             return Err((ENOSPC, payload, companion));
         };
         match self.add(slot, header, payload.as_ref()) {
             Ok(()) => {
                 // INVARIANT: The slot is occupied from now on.
-                if let Some(place) = self.slots.as_mut_slice().get_mut(slot) {
-                    *place = Some((payload, companion));
-                }
+                self.slots.occupy(slot, (payload, companion));
                 Ok(())
             }
             Err(error) => {
-                let _ = self.free.push_within_capacity(slot);
+                self.slots.give_back(slot);
                 Err((error, payload, companion))
             }
         }
@@ -103,11 +81,11 @@ impl<P: StableBytes, C, const N: usize> OutQueue<P, C, N> {
         header: [u8; N],
         payload: Option<&P>,
     ) -> Result {
-        let place = self.headers.as_mut_slice().get_mut(slot).ok_or(ENOSPC)?;
-        place.0 = header;
+        let place = self.slots.header_mut(slot).ok_or(ENOSPC)?;
+        *place = header;
         let mut pieces: [bindings::kvec; MAX] = core::array::from_fn(|_| pin_init::zeroed());
         let mut count = 0;
-        let header = core::iter::once(place.0.as_slice());
+        let header = core::iter::once(place.as_slice());
         let payload = payload.into_iter().flat_map(StableBytes::pieces);
         for bytes in Iterator::chain(header, payload) {
             let piece = pieces.get_mut(count).ok_or(E2BIG)?;
@@ -116,48 +94,21 @@ impl<P: StableBytes, C, const N: usize> OutQueue<P, C, N> {
             count = count.saturating_add(1);
         }
         let pieces = pieces.get(..count).ok_or(E2BIG)?;
-        // SAFETY: The header lies in an array that is not resized; the payload keeps its bytes in
-        // place. By the type invariants both stay untouched.
+        // SAFETY: Headers stay in place, and the payload keeps its bytes there. By the type
+        // invariants both stay untouched.
         unsafe { self.queue.add_out(pieces, slot) }
     }
 
     /// Takes a buffer that the device has used.
     pub fn take_used(&mut self) -> Option<(Option<P>, C)> {
         let (slot, _) = self.queue.take_used()?;
-        let content = self.slots.as_mut_slice().get_mut(slot)?.take()?;
-        let _ = self.free.push_within_capacity(slot);
-        Some(content)
+        self.slots.vacate(slot)
     }
 
     /// Gives up the queue of a device that was reset; calls `f` with what was posted.
     pub fn give_up(mut self, reset: &Reset, mut f: impl FnMut(Option<P>, C)) {
         while self.queue.detach_unused(reset) {}
-        for (payload, companion) in self
-            .slots
-            .as_mut_slice()
-            .iter_mut()
-            .filter_map(Option::take)
-        {
-            f(payload, companion);
-        }
-        self.free.clear();
-        self.slots.clear();
-    }
-}
-
-impl<P: StableBytes, C, const N: usize> Drop for OutQueue<P, C, N> {
-    fn drop(&mut self) {
-        // Not given up after a reset: the device may still read what is posted.
-        for content in self
-            .slots
-            .as_mut_slice()
-            .iter_mut()
-            .filter_map(Option::take)
-        {
-            core::mem::forget(content);
-        }
-        if self.is_busy() {
-            core::mem::forget(core::mem::take(&mut self.headers));
-        }
+        self.slots
+            .clear(|(payload, companion)| f(payload, companion));
     }
 }
