@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0
 """Root file systems of guests, unpacked with cpio."""
 
+import os
 import pathlib
 import subprocess
 
@@ -66,3 +67,20 @@ def test_a_program_the_tree_lacks_is_named():
 def test_modules_come_with_their_dependencies_first():
     names = [path.name.split(".")[0] for path in initramfs.kernel_modules(["vmw_vsock_virtio_transport"])]
     assert names == ["vsock", "vmw_vsock_virtio_transport_common", "vmw_vsock_virtio_transport"]
+
+
+def test_archives_that_were_used_longest_ago_are_removed(tmp_path, monkeypatch):
+    monkeypatch.setattr(initramfs, "KEPT", 2)
+    archives = [tmp_path / f"{name}.cpio" for name in "abc"]
+    for age, archive in enumerate(archives):
+        archive.touch()
+        os.utime(archive, (age, age))
+    assert initramfs.is_kept(archives[0])
+    initramfs.prune(tmp_path)
+    assert [archive.exists() for archive in archives] == [True, False, True]
+
+
+def test_an_archive_that_is_gone_is_not_made_up(tmp_path):
+    gone = tmp_path / "gone.cpio"
+    assert not initramfs.is_kept(gone)
+    assert not gone.exists()

@@ -194,15 +194,24 @@ def build(agent: pathlib.Path, programs: Iterable[str], modules: Iterable[str]) 
     files = kernel_modules(modules)
     inputs = [pathlib.Path(__file__), runs.RIG / "guest-init", agent, *found, *files]
     target = runs.cache() / "initramfs" / f"{fingerprint(inputs)}.cpio"
-    if not target.exists():
+    if not is_kept(target):
         target.parent.mkdir(exist_ok=True)
         partial = target.with_suffix(f".{secrets.token_hex(8)}")
         with open(partial, "wb") as output:
             output.writelines(fill(agent, found, files).encode())
         partial.rename(target)
         prune(target.parent)
-    target.touch()
     return target
+
+
+def is_kept(archive: pathlib.Path) -> bool:
+    """Whether an archive is there; if so, it was used just now."""
+    try:
+        # Not touch(): where another run prunes at this moment, that would leave an empty archive.
+        os.utime(archive)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def prune(directory: pathlib.Path) -> None:
