@@ -5,6 +5,7 @@ import contextlib
 import itertools
 import os
 import pathlib
+import re
 import secrets
 import signal
 import socket
@@ -25,6 +26,9 @@ BOOT_TIMEOUT = 180.0
 
 # How often a guest is started that does not come up.
 BOOTS = 3
+
+# What a kernel prints begins with the time.
+KERNEL_LINE = re.compile(r"^\[ *\d+\.\d+\] ", re.MULTILINE)
 
 KERNEL_ARGUMENTS = """
 console=ttyS0 loglevel=7 panic=-1 oops=panic printk.devkmsg=on mitigations=off tsc=reliable no_timer_check
@@ -58,6 +62,14 @@ def virtme_command(memory: int, cpus: int, cpu: str, port: int, arguments: list[
         *("-device", "virtio-serial-pci,id=serial", "-chardev", f"socket,id=agent,fd={port}"),
         *("-device", "virtserialport,bus=serial.0,chardev=agent,name=rvsock.agent"),
     ]
+
+
+def is_fault_of_emulation(guest: Guest, error: BaseException) -> bool:
+    """Whether it is the emulation for which a guest did not come up: one that hangs when its kernel
+    has begun to speak may do so for a fault of ours."""
+    if isinstance(error, MachineHung):
+        return not KERNEL_LINE.search(guest.console.text())
+    return isinstance(error, EmulationTrap)
 
 
 class Host(Machine):
@@ -184,7 +196,7 @@ class Host(Machine):
                 return guest
             except BaseException as error:
                 self._end_guest(guest)
-                if boot == BOOTS or not isinstance(error, EmulationTrap | MachineHung):
+                if boot == BOOTS or not is_fault_of_emulation(guest, error):
                     raise
                 print(f"rig: warning: {guest.name} is booted again: {error}", file=sys.stderr)
 
