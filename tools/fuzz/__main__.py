@@ -86,7 +86,10 @@ def fetch_runtime(host: str, llvm: str) -> None:
     found = next(unpacked.rglob(library), None)
     if found is None:
         raise Trouble(f"{package.name} has no {library}")
-    shutil.copyfile(found, RUNTIME)
+    # At once, or an interruption would leave a part of it for the next run.
+    partial = RUNTIME.with_suffix(".partial")
+    shutil.copyfile(found, partial)
+    partial.rename(RUNTIME)
     shutil.rmtree(unpacked)
 
 
