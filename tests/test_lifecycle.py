@@ -105,7 +105,6 @@ def test_a_driver_may_come_after_its_device(server, implementation):
             assert "No such device" in refused(ends)
 
 
-
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("ring", RINGS)
 def test_every_form_of_ring_carries_data(server, implementation, ring):
