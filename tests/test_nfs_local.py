@@ -120,8 +120,13 @@ socket.socket(socket.AF_VSOCK).bind((socket.VMADDR_CID_ANY, int(sys.argv[1])))
 """
 
 
+# As the unit that reloads it.
+INTO_OWN = "nsenter --net --mount --uts --root --target $(pgrep -o -f 'nfs-vsock-server[ ]inside')"
+
+
 @contextlib.contextmanager
-def server_of_its_own(server, host) -> Iterator[None]:
+def server_of_its_own(server, host) -> Iterator[str]:
+    """Yields its program."""
     address = server.run("address", str(CID_LOCAL)).stdout.strip()
     script = f"""
     mkdir -p {OWN} {OWN_MOUNT} /etc/nfs-vsock /run/commands
@@ -137,7 +142,7 @@ def server_of_its_own(server, host) -> Iterator[None]:
     own = host.start([program], env=environment)
     try:
         own.wait_for("listens", 60)
-        yield
+        yield program
     finally:
         own.signal(signal.SIGTERM)
         own.wait(60)
@@ -161,6 +166,14 @@ def test_a_server_of_its_own_serves_its_exports_only(server, host):
         server.export(CID_LOCAL)
     # It takes its port with it.
     host.run(["python3", "-c", BIND, str(OWN_PORT)])
+
+
+def test_a_server_of_its_own_takes_over_exports_that_were_edited(server, host):
+    with server_of_its_own(server, host) as program:
+        assert ",rw," in host.shell(f"{INTO_OWN} exportfs -v").stdout
+        # That leaves another file in the place of the first, as editors do.
+        host.shell(f"sed -i s/rw,/ro,/ /etc/nfs-vsock/exports; {INTO_OWN} {program} reload")
+        assert ",ro," in host.shell(f"{INTO_OWN} exportfs -v").stdout
 
 
 # A server on a network, of which the one on vsock knows no more than its address.
