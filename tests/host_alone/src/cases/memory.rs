@@ -6,13 +6,13 @@ use std::path::{Path, PathBuf};
 use std::thread;
 
 use anyhow::{ensure, Context};
-use rvsock_selftests::case::Setup;
+use rvsock_selftests::case::{stays, Setup};
 use rvsock_selftests::cases;
 use rvsock_selftests::pattern::Pattern;
 use rvsock_selftests::socket::Kind;
 
 use crate::device::skip;
-use crate::guest::{Guest, Options, SHORT};
+use crate::guest::{Guest, Options};
 
 cases!("memory":
     a_packet_that_there_is_no_memory_for_is_delayed
@@ -113,7 +113,7 @@ fn a_device_can_be_stopped_and_closed_while_it_waits_for_memory(_: &Setup) -> an
         let shortage = NoMemory::new(100)?;
         ensure!(shortage.strike_workers()? == 1, "the worker was not found");
         guest.send_data(&mut connection, &[1; 4000])?;
-        thread::sleep(SHORT);
+        stays("the packet waits", || socket.unread() == Ok(0))?;
         guest.device.set_running(0)?;
         drop(shortage);
         // What waited is looked at when the device starts.
@@ -122,7 +122,7 @@ fn a_device_can_be_stopped_and_closed_while_it_waits_for_memory(_: &Setup) -> an
 
         let _shortage = NoMemory::new(100)?;
         guest.send_data(&mut connection, &[2; 4000])?;
-        thread::sleep(SHORT);
+        stays("the packet waits", || socket.unread() == Ok(0))?;
         drop(guest);
     }
     Ok(())
