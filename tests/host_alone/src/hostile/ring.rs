@@ -10,28 +10,37 @@ use rand::Rng;
 use super::{Villain, HOLE};
 use crate::device::RX;
 use crate::memory::{BASE, PAGE};
-use crate::ring::{Descriptor, INDIRECT, NEXT, WRITE};
+use crate::ring::{Descriptor, Ring, INDIRECT, NEXT, WRITE};
 
 impl Villain {
     /// Offers a chain of descriptors: address, length and flags but for `NEXT`.
     pub(super) fn chain(&mut self, queue: u32, pieces: &[(u64, u32, u16)]) {
         let pieces: Vec<_> = pieces.iter().filter(|(_, len, _)| *len > 0).collect();
-        let ring = match queue {
-            RX => &mut self.guest.rx,
-            _ => &mut self.guest.tx,
-        };
-        let head = self.next_descriptor % ring.size;
+        let size = self.ring(queue).size;
+        let head = self.next_descriptor % size;
         for (i, (address, len, flags)) in pieces.iter().enumerate() {
-            let number = self.next_descriptor % ring.size;
+            let number = self.next_descriptor % size;
             self.next_descriptor = self.next_descriptor.wrapping_add(1);
             let descriptor = Descriptor {
                 address: *address,
                 len: *len,
                 flags: flags | if i + 1 < pieces.len() { NEXT } else { 0 },
-                next: self.next_descriptor % ring.size,
+                next: self.next_descriptor % size,
             };
-            ring.write_descriptor(number, descriptor);
+            self.ring(queue).write_descriptor(number, descriptor);
         }
+        self.offer(queue, head);
+    }
+
+    fn ring(&mut self, queue: u32) -> &mut Ring {
+        match queue {
+            RX => &mut self.guest.rx,
+            _ => &mut self.guest.tx,
+        }
+    }
+
+    fn offer(&mut self, queue: u32, head: u16) {
+        let ring = self.ring(queue);
         ring.offer(head);
         let _ = ring.publish();
     }
@@ -67,6 +76,7 @@ impl Villain {
     pub(super) fn bad_descriptor(&mut self, queue: u32) {
         let size = self.guest.tx.size;
         let header = self.header(true);
+        let first = self.next_descriptor % size;
         for _ in 0..self.random.random_range(1..6) {
             let descriptor = Descriptor {
                 address: self.address(),
@@ -75,14 +85,11 @@ impl Villain {
                 next: self.random.random_range(0..2 * size),
             };
             let number = self.next_descriptor % size;
-            // A header in front now and then, so that more than the ring looks at the rest.
-            let ring = match queue {
-                RX => &self.guest.rx,
-                _ => &self.guest.tx,
-            };
+            self.next_descriptor = self.next_descriptor.wrapping_add(1);
+            let table = self.places;
+            let ring = self.ring(queue);
             ring.write_descriptor(number, descriptor);
             if descriptor.flags & INDIRECT != 0 {
-                let table = self.places;
                 ring.write_descriptor_at(
                     table,
                     0,
@@ -93,10 +100,14 @@ impl Villain {
                 );
             }
         }
+        if self.random.random_bool(0.2) {
+            self.offer(queue, first);
+        }
         let at = self.place();
         self.guest.memory.write(at, &header.encode());
         let (address, len) = (self.address(), self.edge());
         let write = if queue == RX { WRITE } else { 0 };
+        // A header in front now and then, so that more than the ring looks at the rest.
         let pieces = match self.random.random_range(0..5) {
             0 => vec![(at, 44, write), (address, len, write)],
             1 => vec![(at, 44, write), (address, len, WRITE)],
@@ -106,12 +117,7 @@ impl Villain {
         };
         self.chain(queue, &pieces);
         if self.random.random_bool(0.1) {
-            let ring = match queue {
-                RX => &mut self.guest.rx,
-                _ => &mut self.guest.tx,
-            };
-            ring.offer(len as u16);
-            let _ = ring.publish();
+            self.offer(queue, len as u16);
         }
     }
 
