@@ -40,7 +40,7 @@ touch /var/lib/nfs/etab /var/lib/nfs/rmtab
 mount -t tmpfs -o size=1200m nfs-export {EXPORT}
 modprobe nfsd
 mount -t rpc_pipefs rpc_pipefs /run/rpc_pipefs
-mountpoint -q {NFSD} || mount -t nfsd nfsd {NFSD}
+mount -t nfsd nfsd {NFSD}
 """
 
 # Exports are in caches of the kernel, which refer to their file systems. A second flush within a
@@ -55,7 +55,7 @@ exportfs -f
 
 TEAR_DOWN = f"""
 exportfs -ua
-umount {EXPORT} /run/rpc_pipefs /var/lib/nfs /etc
+umount {EXPORT} {NFSD} /run/rpc_pipefs /var/lib/nfs /etc
 rm -rf /run/nfs
 """
 
