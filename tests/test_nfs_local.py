@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import commands
 import hostile_rpc
 import pytest
+import rig
 from rig import nfs, transports
 from rig.nfs import EXPORT, MOUNT
 
@@ -120,13 +121,14 @@ socket.socket(socket.AF_VSOCK).bind((socket.VMADDR_CID_ANY, int(sys.argv[1])))
 """
 
 
+OWN_PID = "$(pgrep -o -f 'nfs-vsock-server[ ]inside')"
 # As the unit that reloads it.
-INTO_OWN = "nsenter --net --mount --uts --root --target $(pgrep -o -f 'nfs-vsock-server[ ]inside')"
+INTO_OWN = f"nsenter --net --mount --uts --root --target {OWN_PID}"
 
 
 @contextlib.contextmanager
-def server_of_its_own(server, host) -> Iterator[str]:
-    """Yields its program."""
+def server_of_its_own(server, host) -> Iterator[rig.Command]:
+    """Beside the host's."""
     address = server.run("address", str(CID_LOCAL)).stdout.strip()
     script = f"""
     mkdir -p {OWN} {OWN_MOUNT} /etc/nfs-vsock /run/commands
@@ -142,10 +144,11 @@ def server_of_its_own(server, host) -> Iterator[str]:
     own = host.start([program], env=environment)
     try:
         own.wait_for("listens", 60)
-        yield program
+        yield own
     finally:
-        own.signal(signal.SIGTERM)
-        own.wait(60)
+        if own.running:
+            own.signal(signal.SIGTERM)
+            own.wait(60)
 
 
 def test_a_server_of_its_own_serves_its_exports_only(server, host):
@@ -169,11 +172,20 @@ def test_a_server_of_its_own_serves_its_exports_only(server, host):
 
 
 def test_a_server_of_its_own_takes_over_exports_that_were_edited(server, host):
-    with server_of_its_own(server, host) as program:
+    with server_of_its_own(server, host) as own:
         assert ",rw," in host.shell(f"{INTO_OWN} exportfs -v").stdout
         # That leaves another file in the place of the first, as editors do.
-        host.shell(f"sed -i s/rw,/ro,/ /etc/nfs-vsock/exports; {INTO_OWN} {program} reload")
+        host.shell(f"sed -i s/rw,/ro,/ /etc/nfs-vsock/exports; {INTO_OWN} {own.arguments[0]} reload")
         assert ",ro," in host.shell(f"{INTO_OWN} exportfs -v").stdout
+
+
+def test_a_server_of_its_own_ends_with_its_daemons(server, host):
+    with server_of_its_own(server, host) as own:
+        host.shell(f"pkill --parent {OWN_PID} rpc.mountd")
+        result = own.wait(60, check=False)
+    assert result.status == 1
+    assert "a daemon has ended" in result.stderr
+    host.run(["python3", "-c", BIND, str(OWN_PORT)])
 
 
 # A server on a network, of which the one on vsock knows no more than its address.
