@@ -180,10 +180,11 @@ impl Connection {
         self.incoming.lock().credit.advertise()
     }
 
-    /// Changes the window offered to the peer, which also limits what is sent to it.
-    pub(crate) fn set_window(&self, window: u32) -> CreditChange {
-        self.incoming.lock().credit.set_window(window);
-        self.transmit.lock().set_limit(window)
+    /// Changes the window offered to the peer, which also limits what is sent to it. Whether the peer
+    /// has to be told, and what it means for writers.
+    pub(crate) fn set_window(&self, window: u32) -> (bool, CreditChange) {
+        let is_news = self.incoming.lock().credit.set_window(window);
+        (is_news, self.transmit.lock().set_limit(window))
     }
 
     /// Whether the peer has to be told of room now, with the reader waiting for `low_water` bytes.

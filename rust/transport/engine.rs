@@ -140,16 +140,15 @@ impl<L: Link> Transport for Engine<L> {
     }
 
     fn set_window(mut sock: HeldSock<'_>, window: u32) {
-        let wakes_writers = sock.attached::<Self>().is_some_and(|attached| {
-            let change = attached.shared.set_window(window);
-            change.wakes_writers(attached.shared.capacity())
-        });
-        let _ = send_control::<L>(
-            &mut sock,
-            Operation::CreditUpdate,
-            ShutdownFlags::NONE,
-            false,
-        );
+        let Some(attached) = sock.attached::<Self>() else {
+            return;
+        };
+        let (is_news, change) = attached.shared.set_window(window);
+        let wakes_writers = change.wakes_writers(attached.shared.capacity());
+        if is_news {
+            let operation = Operation::CreditUpdate;
+            let _ = send_control::<L>(&mut sock, operation, ShutdownFlags::NONE, false);
+        }
         if wakes_writers {
             sock.report_space();
         }
