@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0
 """`make commands`: the programs for NFS over vsock, ready to be installed; and what is installed with them."""
 
+import os
 import pathlib
-import shutil
 import subprocess
+import sys
 
 CHECKOUT = pathlib.Path(__file__).resolve().parents[1]
 BUILD = CHECKOUT / "build/commands"
@@ -22,6 +23,14 @@ SCRIPTS = "usr/libexec/rvsock"
 DOCUMENT = "usr/share/doc/rvsock/nfs.md"
 
 
+def replace(path: pathlib.Path, content: bytes, mode: int = 0o644) -> None:
+    """Others may be reading what was there before: tests side by side build the same."""
+    new = path.with_name(f".{path.name}.{os.getpid()}")
+    new.write_bytes(content)
+    new.chmod(mode)
+    os.replace(new, path)
+
+
 def build() -> None:
     """Leaves programs and completion scripts in build/commands."""
     # Only here: a machine that installs has no rig.
@@ -30,11 +39,11 @@ def build() -> None:
     BUILD.mkdir(parents=True, exist_ok=True)
     built = programs.build("rvsock-nfs")
     for name in PROGRAMS:
-        shutil.copy(built.with_name(name), BUILD / name)
+        replace(BUILD / name, built.with_name(name).read_bytes(), 0o755)
         print(f"  {BUILD / name}")
     for shell in COMPLETIONS:
-        script = subprocess.run([BUILD / "nfs-vsock", "completion", shell], stdout=subprocess.PIPE, check=True).stdout
-        (BUILD / f"completion.{shell}").write_bytes(script)
+        command = [built.with_name("nfs-vsock"), "completion", shell]
+        replace(BUILD / f"completion.{shell}", subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
 
 
 def installed(build: pathlib.Path) -> dict[str, tuple[pathlib.Path, int]]:
@@ -47,5 +56,14 @@ def installed(build: pathlib.Path) -> dict[str, tuple[pathlib.Path, int]]:
     return files | {DOCUMENT: (CHECKOUT / "Documentation/nfs.md", 0o644)}
 
 
+def main() -> None:
+    from rig import RigError
+
+    try:
+        build()
+    except RigError as error:
+        sys.exit(f"commands: {error}")
+
+
 if __name__ == "__main__":
-    build()
+    main()
