@@ -32,8 +32,34 @@ fn address(cid: u32, port: u32) -> libc::sockaddr_vm {
 
 const ADDRESS_LEN: libc::socklen_t = size_of::<libc::sockaddr_vm>() as libc::socklen_t;
 
+/// Seconds to wait for an answer. The kernel's 2 s are not enough for a busy machine that emulates
+/// another one.
+const CONNECT_TIMEOUT: libc::time_t = 30;
+
+/// Option of AF_VSOCK sockets (`SO_VM_SOCKETS_CONNECT_TIMEOUT_OLD`), which libc does not know.
+const SO_VM_SOCKETS_CONNECT_TIMEOUT: libc::c_int = 6;
+
+fn set_connect_timeout(socket: &OwnedFd) -> io::Result<()> {
+    let timeout = libc::timeval {
+        tv_sec: CONNECT_TIMEOUT,
+        tv_usec: 0,
+    };
+    // SAFETY: the value is valid for the length given.
+    check(unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::AF_VSOCK,
+            SO_VM_SOCKETS_CONNECT_TIMEOUT,
+            (&raw const timeout).cast(),
+            size_of::<libc::timeval>() as libc::socklen_t,
+        )
+    })
+    .map(drop)
+}
+
 pub fn connect(cid: u32, port: u32) -> io::Result<File> {
     let socket = new()?;
+    set_connect_timeout(&socket)?;
     let address = address(cid, port);
     // SAFETY: the address is valid for the length given.
     check(unsafe { libc::connect(socket.as_raw_fd(), (&raw const address).cast(), ADDRESS_LEN) })?;
