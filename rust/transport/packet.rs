@@ -153,6 +153,7 @@ impl<L: Link> Drop for Unsent<L> {
 pub struct PacketQueue<L: Link> {
     front: Option<KBox<Packet<L>>>,
     back: Option<KBox<Packet<L>>>,
+    len: usize,
     replies: usize,
 }
 
@@ -162,6 +163,7 @@ impl<L: Link> PacketQueue<L> {
         Self {
             front: None,
             back: None,
+            len: 0,
             replies: 0,
         }
     }
@@ -169,6 +171,11 @@ impl<L: Link> PacketQueue<L> {
     /// Whether there is nothing to send.
     pub fn is_empty(&self) -> bool {
         self.front.is_none() && self.back.is_none()
+    }
+
+    /// How many packets wait.
+    pub fn len(&self) -> usize {
+        self.len
     }
 
     /// Replies among the packets.
@@ -190,6 +197,7 @@ impl<L: Link> PacketQueue<L> {
     }
 
     fn count(&mut self, packet: &Packet<L>) {
+        self.len = self.len.saturating_add(1);
         self.replies = self.replies.saturating_add(usize::from(packet.is_reply()));
     }
 
@@ -208,6 +216,7 @@ impl<L: Link> PacketQueue<L> {
         }
         let mut packet = self.front.take()?;
         self.front = packet.next.take();
+        self.len = self.len.saturating_sub(1);
         self.replies = self.replies.saturating_sub(usize::from(packet.is_reply()));
         Some(packet)
     }

@@ -81,7 +81,7 @@ const HANDLE_EVENT: u64 = 3;
 const RETRY: u64 = 4;
 
 /// How long what was sent may lie in the ring when nobody waits for its end.
-const RECLAIM_DELAY: Delta = Delta::from_millis(10);
+const RECLAIM_DELAY: Delta = Delta::from_millis(50);
 
 impl_has_work! {
     impl HasWork<Self, RECEIVE> for Device { self.receive_work }
@@ -103,7 +103,7 @@ impl WorkItem<TRANSMIT> for Device {
     type Pointer = Arc<Self>;
 
     fn run(this: Arc<Self>) {
-        this.transmit();
+        this.transmit_called_back();
     }
 }
 
@@ -170,6 +170,11 @@ impl Device {
         schedule::<RECLAIM>();
     }
 
+    /// Runs [`Device::transmit`] soon.
+    pub(crate) fn schedule_transmit(&self) {
+        schedule::<TRANSMIT>();
+    }
+
     /// Runs [`Device::retry`].
     pub(crate) fn schedule_retry(&self) {
         schedule::<RETRY>();
@@ -196,6 +201,7 @@ impl Device {
         let pieces_max = tx.size();
         let reply_limit = rx.size();
         let ring: OutQueue<_, _, HEADER_LEN> = OutQueue::new(tx)?;
+        let transmitter = Transmitter::new(ring, reply_limit)?;
         let receiver = Receiver::new(InQueue::new(rx)?);
         let events = Events::new(InQueue::new(event)?);
         Arc::pin_init(
@@ -204,9 +210,7 @@ impl Device {
                 cid: Atomic::new(cid),
                 has_seqpacket,
                 pieces_max,
-                transmitter <- new_spinlock!(
-                    Transmitter::new(ring, reply_limit), "Device::transmitter"
-                ),
+                transmitter <- new_spinlock!(transmitter, "Device::transmitter"),
                 receiver <- new_mutex!(Some(receiver), "Device::receiver"),
                 events <- new_mutex!(Some(events), "Device::events"),
                 receive_work <- new_work!("Device::receive_work"),

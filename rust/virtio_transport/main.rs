@@ -11,6 +11,7 @@ use vsock_transport::Engine;
 
 mod device;
 mod event;
+mod kicks;
 mod link;
 mod receive;
 mod transmit;

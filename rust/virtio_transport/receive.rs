@@ -11,7 +11,7 @@ use kernel::{
 };
 use rvsock_bindings::Run;
 use virtio::{Filled, InQueue, Reset};
-use vsock_proto::{Header, HEADER_LEN};
+use vsock_proto::{Header, Operation, HEADER_LEN};
 use vsock_transport::{receive, Payload, Received};
 
 /// Bytes of a buffer for small packets, and of all that are posted: what the C driver posts.
@@ -194,6 +194,9 @@ impl Device {
                 return;
             };
             deliver_tap(&header, TapPayload::Bytes(run.as_slice()));
+            if header.operation == Operation::ReadWrite {
+                self.transmitter.lock().answered();
+            }
             left = receive::<Guest>(Received {
                 header,
                 payload: Payload::Run(run),

@@ -2,7 +2,11 @@
 
 //! From a packet to the transmit ring, and back when the device has read it.
 
-use crate::{device::Device, link::Guest};
+use crate::{
+    device::Device,
+    kicks::{Kicks, Set},
+    link::Guest,
+};
 use af_vsock::{deliver_tap, SkBuff, Sock, TapPayload};
 use kernel::prelude::*;
 use virtio::{OutQueue, Reset};
@@ -11,7 +15,21 @@ use vsock_transport::{Packet, PacketQueue};
 
 type Ring = OutQueue<SkBuff, KBox<Packet<Guest>>, HEADER_LEN>;
 
+/// With so few bytes in a full ring its packets are small: what the device does for each, and what
+/// follows from that, costs more than their content.
+const SMALL_BYTES: usize = 64 * 1024;
+/// After so many bytes their memory is taken back, to be used again while it is in the caches.
+const LARGE_BYTES: usize = 4 * SMALL_BYTES;
+/// Packets that are worth a callback.
+const GATHERED_MIN: usize = 64;
+/// Packets that do not wait for it.
+const GATHERED_MAX: usize = 128;
+
 /// The transmit ring, and what waits for room in it.
+///
+/// Packets go into the ring as they come, and a device that is idle is told of each. Where small
+/// ones come faster than the device reads them, so that they fill the ring, they gather in the
+/// backlog until the device has read most of the ring: then it gets them together, with one kick.
 pub(crate) struct Transmitter {
     /// Gone once the device was torn down.
     ring: Option<Ring>,
@@ -19,6 +37,13 @@ pub(crate) struct Transmitter {
     /// So many waiting replies stop the receiver: it would make more of them.
     reply_limit: usize,
     receiver_waits: bool,
+    kicks: Kicks,
+    /// Payload that was sent since the ring was looked through.
+    bytes: usize,
+    /// Packets gather in the backlog: the callback is on its way, or work in its place.
+    gathers: bool,
+    /// Packets in the ring whose end somebody waits for.
+    awaited: usize,
     /// The device broke the rules: nothing is sent any more.
     is_broken: bool,
     /// What will take back what the device has read.
@@ -40,6 +65,7 @@ enum Reclaim {
 
 /// What a transmitter leaves behind when it stops.
 pub(crate) struct Transmit {
+    _alarm: Option<Set>,
     ring: Option<Ring>,
     backlog: PacketQueue<Guest>,
 }
@@ -52,6 +78,8 @@ pub(crate) struct Aftermath {
     receiver_may_go_on: bool,
     /// What was posted has to be taken back some time.
     reclaim_later: bool,
+    /// Packets gather, and no callback will come.
+    transmit_soon: bool,
     /// Something waits, and nothing that is on its way will come back and move it.
     is_stuck: bool,
     /// The device broke the rules.
@@ -59,15 +87,19 @@ pub(crate) struct Aftermath {
 }
 
 impl Transmitter {
-    pub(crate) fn new(ring: Ring, reply_limit: usize) -> Self {
-        Self {
+    pub(crate) fn new(ring: Ring, reply_limit: usize) -> Result<Self> {
+        Ok(Self {
             ring: Some(ring),
             backlog: PacketQueue::new(),
             reply_limit,
             receiver_waits: false,
+            kicks: Kicks::new()?,
+            bytes: 0,
+            gathers: false,
+            awaited: 0,
             reclaim: Reclaim::Nobody,
             is_broken: false,
-        }
+        })
     }
 
     /// Takes no packets from now on; whether it took them before.
@@ -80,6 +112,11 @@ impl Transmitter {
         self.ring
             .as_mut()
             .is_some_and(|ring| ring.queue().is_broken())
+    }
+
+    /// Payload has come from the device.
+    pub(crate) fn answered(&mut self) {
+        self.kicks.answered();
     }
 
     /// Whether the receiver may make one more reply. If not, it will be told when.
@@ -96,30 +133,112 @@ impl Transmitter {
         if self.ring.is_none() || self.is_broken {
             return false;
         }
+        self.bytes = self.bytes.saturating_add(packet.unsent() as usize);
         self.backlog.push(packet);
         true
     }
 
-    /// Moves what waits into the ring. What the device has read is taken back where that makes
-    /// room; otherwise later, unless `prompt`: then the callback does it.
-    fn send(&mut self, prompt: bool) -> Aftermath {
+    /// Moves what waits into the ring, unless it gathers, and tells the device if it is to `kick`.
+    /// What the device has read is taken back where that makes room; otherwise later, unless
+    /// `prompt`: then the callback does it.
+    fn send(&mut self, prompt: bool, kick: bool) -> Aftermath {
         let mut done = PacketQueue::new();
-        if let Some(ring) = self.ring.as_mut().filter(|ring| ring.is_half_full()) {
-            reclaim(ring, &mut done);
+        let may_gather = !prompt && self.bytes < SMALL_BYTES && self.backlog.len() < GATHERED_MAX;
+        if self.gathers && may_gather {
+            return self.finish(done);
+        }
+        let is_half_full = self.ring.as_ref().is_some_and(OutQueue::is_half_full);
+        if self.bytes >= LARGE_BYTES || (is_half_full && !may_gather) {
+            self.reclaim(&mut done);
         }
         self.post_all(&mut done);
-        let armed = self.reclaim == Reclaim::Callback;
-        if !self.backlog.is_empty() || (prompt && !armed) {
+        let waits = !self.backlog.is_empty();
+        if waits && may_gather {
+            return self.gather(done);
+        }
+        if waits || (prompt && self.reclaim != Reclaim::Callback) {
             self.reclaim_and_post(&mut done);
+        }
+        if kick || waits {
+            self.kick();
         }
         self.finish(done)
     }
 
-    /// Takes back what the device has read, and moves what waits into the ring.
+    /// Tells the device of what was posted.
+    fn kick(&mut self) {
+        self.kicks.told();
+        if let Some(ring) = &mut self.ring {
+            if ring.queue().needs_kick() {
+                ring.queue().kick();
+            }
+        }
+    }
+
+    /// Lets packets gather until the callback comes.
+    fn gather(&mut self, done: PacketQueue<Guest>) -> Aftermath {
+        self.gathers = true;
+        self.kick();
+        let mut transmit_soon = false;
+        if let Some(ring) = self
+            .ring
+            .as_mut()
+            .filter(|_| self.reclaim != Reclaim::Callback)
+        {
+            self.reclaim = Reclaim::Callback;
+            // If most was read already, not at once, either: nothing would gather.
+            transmit_soon = !ring.queue().enable_callback_delayed();
+        }
+        Aftermath {
+            transmit_soon,
+            ..self.finish(done)
+        }
+    }
+
+    /// Takes back what the device has read, and moves what waits into the ring. Leaves the callback
+    /// armed if anything is out there: that has to come back with nobody sending any more.
     fn run(&mut self) -> Aftermath {
         let mut done = PacketQueue::new();
+        self.gathers = false;
         self.reclaim_and_post(&mut done);
+        self.kick();
         self.finish(done)
+    }
+
+    /// The same after the callback, which comes again only if somebody waits.
+    fn called_back(&mut self) -> Aftermath {
+        let mut done = PacketQueue::new();
+        // A callback for a few of them costs more than it saves.
+        self.gathers &= self.backlog.len() >= GATHERED_MIN;
+        if self.gathers || self.awaited > 0 {
+            self.reclaim_and_post(&mut done);
+            self.kick();
+            return self.finish(done);
+        }
+        if let Some(ring) = &mut self.ring {
+            ring.queue().disable_callback();
+        }
+        self.reclaim = Reclaim::Nobody;
+        self.reclaim(&mut done);
+        self.post_all(&mut done);
+        if !self.backlog.is_empty() {
+            return self.gather(done);
+        }
+        self.kick();
+        self.finish(done)
+    }
+
+    /// Takes back what the device has read.
+    fn reclaim(&mut self, done: &mut PacketQueue<Guest>) {
+        self.bytes = 0;
+        if let Some(ring) = &mut self.ring {
+            while let Some((payload, packet)) = ring.take_used() {
+                self.awaited = self
+                    .awaited
+                    .saturating_sub(usize::from(packet.is_awaited()));
+                done.push(complete(payload, packet));
+            }
+        }
     }
 
     fn post_all(&mut self, done: &mut PacketQueue<Guest>) {
@@ -127,27 +246,30 @@ impl Transmitter {
             return;
         };
         while let Some(packet) = self.backlog.pop() {
+            let awaited = usize::from(packet.is_awaited());
             if let Err(packet) = post(ring, packet, done) {
                 self.backlog.push_front(packet);
                 return;
             }
+            self.awaited = self.awaited.saturating_add(awaited);
         }
     }
 
-    /// Leaves the callback armed if anything is out there: that has to come back with nobody
-    /// sending any more.
+    /// Leaves the callback armed if anything is out there; if not, nothing gathers any more.
     fn reclaim_and_post(&mut self, done: &mut PacketQueue<Guest>) {
         loop {
             if let Some(ring) = &mut self.ring {
                 ring.queue().disable_callback();
-                reclaim(ring, done);
             }
+            self.reclaim(done);
             self.post_all(done);
             let Some(ring) = &mut self.ring else {
                 return;
             };
             if !ring.is_busy() {
                 self.reclaim = Reclaim::Nobody;
+                self.gathers = false;
+                self.awaited = 0;
                 return;
             }
             self.reclaim = Reclaim::Callback;
@@ -157,20 +279,18 @@ impl Transmitter {
         }
     }
 
-    /// Tells the device, and says what is left to be done.
+    /// Says what is left to be done.
     fn finish(&mut self, done: PacketQueue<Guest>) -> Aftermath {
         let Some(ring) = &mut self.ring else {
             return Aftermath {
                 done,
                 receiver_may_go_on: false,
                 reclaim_later: false,
+                transmit_soon: false,
                 is_stuck: false,
                 is_broken: false,
             };
         };
-        if ring.queue().needs_kick() {
-            ring.queue().kick();
-        }
         let receiver_may_go_on = self.receiver_waits && self.backlog.replies() < self.reply_limit;
         self.receiver_waits &= !receiver_may_go_on;
         let reclaim_later = self.reclaim == Reclaim::Nobody && ring.is_busy();
@@ -181,6 +301,7 @@ impl Transmitter {
             done,
             receiver_may_go_on,
             reclaim_later,
+            transmit_soon: false,
             is_stuck: !self.backlog.is_empty() && !ring.is_busy(),
             is_broken: !self.is_broken && ring.queue().is_broken(),
         }
@@ -189,6 +310,7 @@ impl Transmitter {
     /// The device is about to be torn down.
     pub(crate) fn stop(&mut self) -> Transmit {
         Transmit {
+            _alarm: self.kicks.stop(),
             ring: self.ring.take(),
             backlog: self.backlog.take_all(),
         }
@@ -202,13 +324,6 @@ impl Transmit {
             ring.give_up(reset, |payload, packet| drop(complete(payload, packet)));
         }
         drop(self.backlog);
-    }
-}
-
-/// Takes back what the device has read.
-fn reclaim(ring: &mut Ring, done: &mut PacketQueue<Guest>) {
-    while let Some((payload, packet)) = ring.take_used() {
-        done.push(complete(payload, packet));
     }
 }
 
@@ -253,10 +368,11 @@ impl Device {
         let prompt = packet.is_awaited();
         let aftermath = {
             let mut transmitter = self.transmitter.lock();
+            let kick = transmitter.kicks.add(&packet);
             if !transmitter.push(packet) {
                 return Err(ENODEV);
             }
-            transmitter.send(prompt)
+            transmitter.send(prompt, kick)
         };
         self.finish(aftermath);
         Ok(())
@@ -266,6 +382,23 @@ impl Device {
     pub(crate) fn transmit(&self) {
         let aftermath = self.transmitter.lock().run();
         self.finish(aftermath);
+    }
+
+    /// The same when the device says so.
+    pub(crate) fn transmit_called_back(&self) {
+        let aftermath = self.transmitter.lock().called_back();
+        self.finish(aftermath);
+    }
+
+    /// Tells the device of packets that were held back. False if somebody is sending just now. Any
+    /// context.
+    pub(crate) fn try_kick(&self) -> bool {
+        let Some(mut transmitter) = self.transmitter.try_lock() else {
+            return false;
+        };
+        transmitter.kicks.alarmed();
+        transmitter.kick();
+        true
     }
 
     /// Drops what waits to be sent for `sock`.
@@ -281,6 +414,9 @@ impl Device {
         }
         if aftermath.reclaim_later {
             self.schedule_reclaim();
+        }
+        if aftermath.transmit_soon {
+            self.schedule_transmit();
         }
         if aftermath.is_stuck {
             self.schedule_retry();
