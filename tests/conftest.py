@@ -16,8 +16,8 @@ sys.path[:0] = [str(TESTS.parent / "tools"), str(TESTS)]
 import rig  # noqa: E402
 from rig import runs  # noqa: E402
 
-# Of what is said about a failure while the tests go on.
-FAILURE_LINES = 60
+# Of what is said about a failure while the tests go on, from its beginning and its end.
+FAILURE_LINES = (30, 40)
 
 # What a worker needs: a host VM and what is built for it.
 MEMORY_OF_WORKER = 4 << 30
@@ -89,6 +89,14 @@ def pytest_xdist_auto_num_workers() -> int:
 SUITES = pytest.StashKey[dict[str, float]]()
 
 
+def shortened(lines: list[str]) -> list[str]:
+    """Without the middle of it, if that is long."""
+    first, last = FAILURE_LINES
+    if len(lines) <= first + last:
+        return lines
+    return [*lines[:first], "...", *lines[-last:]]
+
+
 class Reporter:
     """Says what failed while the tests go on, as the summary comes half an hour later; and adds up times."""
 
@@ -108,14 +116,20 @@ class Reporter:
         if terminal is None:
             return
         terminal.ensure_newline()
-        lines = [f"--- {report.nodeid} failed ({report.when})", *report.longreprtext.splitlines()[-FAILURE_LINES:]]
+        lines = [f"--- {report.nodeid} failed ({report.when})", *shortened(report.longreprtext.splitlines())]
         for line in lines:
             terminal.write_line(line)
         runs.note("\n".join(lines))
 
 
+def is_worker(config: pytest.Config) -> bool:
+    """Whether somebody else reports what happens here."""
+    return hasattr(config, "workerinput")
+
+
 def pytest_configure(config: pytest.Config) -> None:
-    config.pluginmanager.register(Reporter(config))
+    if not is_worker(config):
+        config.pluginmanager.register(Reporter(config))
     config.stash[SUITES] = collections.defaultdict(float)
 
 
@@ -129,7 +143,7 @@ def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
 def pytest_unconfigure(config: pytest.Config) -> None:
     """Ends with the line that scripts look for."""
     reporter = config.pluginmanager.get_plugin("terminalreporter")
-    if reporter is None or config.option.collectonly:
+    if reporter is None or is_worker(config) or config.option.collectonly:
         return
     count = {name: len(reporter.stats.get(name, [])) for name in ("passed", "failed", "error", "skipped")}
     line = f"{count['passed']} passed, {count['failed'] + count['error']} failed"
