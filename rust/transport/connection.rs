@@ -163,9 +163,10 @@ impl Connection {
         self.transmit.lock().capacity()
     }
 
-    /// Takes credit for up to `wanted` bytes.
-    pub(crate) fn take_credit(&self, wanted: u32) -> u32 {
-        self.transmit.lock().take(wanted)
+    /// Takes credit for up to `wanted` bytes. How much that is, and how much is left.
+    pub(crate) fn take_credit(&self, wanted: u32) -> (u32, u32) {
+        let mut transmit = self.transmit.lock();
+        (transmit.take(wanted), transmit.available())
     }
 
     /// Returns credit that was not used.

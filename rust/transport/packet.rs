@@ -21,6 +21,7 @@ pub struct Packet<L: Link> {
     sender: Option<SockRef>,
     is_reply: bool,
     is_awaited: bool,
+    is_urgent: bool,
     /// Bytes of payload that a link has sent, which sends packets in parts.
     sent: u32,
     next: Option<KBox<Packet<L>>>,
@@ -40,6 +41,7 @@ impl<L: Link> Packet<L> {
             sender,
             is_reply,
             is_awaited: false,
+            is_urgent: true,
             sent: 0,
             next: None,
         };
@@ -62,6 +64,7 @@ impl<L: Link> Packet<L> {
             sender: Some(sender),
             is_reply: false,
             is_awaited,
+            is_urgent: is_awaited,
             sent: 0,
             next: None,
         };
@@ -78,6 +81,17 @@ impl<L: Link> Packet<L> {
     /// must not put it off.
     pub fn is_awaited(&self) -> bool {
         self.is_awaited
+    }
+
+    /// Whether somebody waits for what follows from the packet: a link must not keep the other end
+    /// from it until there is more to send.
+    pub fn is_urgent(&self) -> bool {
+        self.is_urgent
+    }
+
+    /// The sender will wait for the peer.
+    pub(crate) fn set_urgent(&mut self) {
+        self.is_urgent = true;
     }
 
     /// The socket that sent it; none for a reset on behalf of no socket.

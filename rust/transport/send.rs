@@ -92,11 +92,13 @@ pub(crate) fn send_data<L: Link>(
 ) -> Result<usize> {
     let wanted = u32::try_from(len).unwrap_or(u32::MAX);
     let connection = sock.state_ref::<Engine<L>>().ok_or(ENODEV)?;
-    let granted = connection.take_credit(wanted);
+    let (granted, left) = connection.take_credit(wanted);
     if granted == 0 {
         return Ok(0);
     }
-    let result = Sending::<L>::new(sock, &connection, message, granted)
+    // With as much again the sender would have to wait for the peer.
+    let is_short = left < granted;
+    let result = Sending::<L>::new(sock, &connection, message, granted, is_short)
         .and_then(|sending| sending.run(sock, message));
     let sent = *result.as_ref().unwrap_or(&0);
     connection.give_credit_back(granted.saturating_sub(sent));
@@ -108,6 +110,8 @@ struct Sending<'a, L: Link> {
     connection: &'a StateRef<Engine<L>>,
     template: Header,
     granted: u32,
+    /// Credit runs out.
+    is_short: bool,
     zerocopy: Option<Zerocopy>,
     /// Refer to the sender's pages instead of copying them.
     refers: bool,
@@ -119,6 +123,7 @@ impl<'a, L: Link> Sending<'a, L> {
         connection: &'a StateRef<Engine<L>>,
         message: &mut Message<'_, true>,
         granted: u32,
+        is_short: bool,
     ) -> Result<Self> {
         if !sock.wants_zerocopy() {
             message.refuse_zerocopy();
@@ -127,6 +132,7 @@ impl<'a, L: Link> Sending<'a, L> {
             connection,
             template: header::<L>(sock, Operation::ReadWrite),
             granted,
+            is_short,
             zerocopy: None,
             refers: false,
         };
@@ -183,13 +189,16 @@ impl<'a, L: Link> Sending<'a, L> {
             flags: self.message_flags(message).bits(),
             ..addressed(self.template, self.connection, len)
         };
-        let packet = Packet::data(
+        let mut packet = Packet::data(
             header,
             payload,
             sock.reference(),
             self.connection.clone(),
             self.zerocopy.is_some(),
         )?;
+        if self.is_short {
+            packet.set_urgent();
+        }
         trace_allocated(&packet.header, self.refers);
         L::send(packet, sock.net())?;
         Ok(len)

@@ -20,7 +20,6 @@ use kernel::{
         Delta, Monotonic,
     },
 };
-use vsock_proto::Operation;
 use vsock_transport::Packet;
 
 /// Bytes of payload that are worth a kick.
@@ -94,8 +93,7 @@ impl Kicks {
 
     /// A packet is sent. Whether the device is to be told now; if not, there will be an alarm.
     pub(crate) fn add(&mut self, packet: &Packet<Guest>) -> bool {
-        let is_small = packet.header.operation == Operation::ReadWrite && packet.unsent() < LARGE;
-        if !is_small || packet.is_awaited() {
+        if packet.is_urgent() || packet.unsent() >= LARGE {
             return true;
         }
         self.streak = self.streak.saturating_add(1);
