@@ -59,6 +59,8 @@ pub(crate) struct Receiver {
     small_in_a_row: u32,
     /// What `full_in_a_row` has to reach.
     patience: u32,
+    /// Payload has come in, and the transmitter was not told.
+    is_answer: bool,
 }
 
 impl Receiver {
@@ -71,6 +73,7 @@ impl Receiver {
             full_in_a_row: 0,
             small_in_a_row: 0,
             patience: FULL_IN_A_ROW,
+            is_answer: false,
         }
     }
 
@@ -136,6 +139,7 @@ impl Receiver {
             self.posted = self.posted.saturating_sub(filled.run.capacity());
             if let Some(packet) = check(filled) {
                 self.adapt(&packet.1);
+                self.is_answer |= packet.0.operation == Operation::ReadWrite;
                 return Some(packet);
             }
         }
@@ -194,9 +198,6 @@ impl Device {
                 return;
             };
             deliver_tap(&header, TapPayload::Bytes(run.as_slice()));
-            if header.operation == Operation::ReadWrite {
-                self.transmitter.lock().answered();
-            }
             left = receive::<Guest>(Received {
                 header,
                 payload: Payload::Run(run),
@@ -216,7 +217,8 @@ impl Device {
         if let Some(run) = left {
             receiver.recycle(run);
         }
-        if !self.transmitter.lock().takes_replies() {
+        let is_answer = core::mem::take(&mut receiver.is_answer);
+        if !self.transmitter.lock().takes_replies(is_answer) {
             return None;
         }
         loop {

@@ -114,13 +114,12 @@ impl Transmitter {
             .is_some_and(|ring| ring.queue().is_broken())
     }
 
-    /// Payload has come from the device.
-    pub(crate) fn answered(&mut self) {
-        self.kicks.answered();
-    }
-
-    /// Whether the receiver may make one more reply. If not, it will be told when.
-    pub(crate) fn takes_replies(&mut self) -> bool {
+    /// Whether the receiver may make one more reply. If not, it will be told when. `is_answer`: it has
+    /// received payload since it asked last.
+    pub(crate) fn takes_replies(&mut self, is_answer: bool) -> bool {
+        if is_answer {
+            self.kicks.answered();
+        }
         if self.is_broken {
             return false;
         }
