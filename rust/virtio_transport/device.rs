@@ -80,8 +80,9 @@ const RECLAIM: u64 = 2;
 const HANDLE_EVENT: u64 = 3;
 const RETRY: u64 = 4;
 
-/// How long what was sent may lie in the ring when nobody waits for its end.
-const RECLAIM_DELAY: Delta = Delta::from_millis(50);
+/// How long what was sent may lie in the ring when nobody waits for its end; and if it is little.
+const RECLAIM_DELAY: Delta = Delta::from_millis(10);
+const RECLAIM_DELAY_LITTLE: Delta = Delta::from_millis(50);
 
 impl_has_work! {
     impl HasWork<Self, RECEIVE> for Device { self.receive_work }
@@ -113,7 +114,12 @@ impl WorkItem<RECLAIM> for Device {
     fn run(this: Arc<Self>) {
         // Not delayed work: its timer would outlive the queue, which waits for work that was queued,
         // and not for timers.
-        fsleep(RECLAIM_DELAY);
+        let is_little = this.transmitter.lock().holds_little();
+        fsleep(if is_little {
+            RECLAIM_DELAY_LITTLE
+        } else {
+            RECLAIM_DELAY
+        });
         this.transmit();
     }
 }

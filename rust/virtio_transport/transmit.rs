@@ -18,8 +18,6 @@ type Ring = OutQueue<SkBuff, KBox<Packet<Guest>>, HEADER_LEN>;
 /// With so few bytes in a full ring its packets are small: what the device does for each, and what
 /// follows from that, costs more than their content.
 const SMALL_BYTES: usize = 64 * 1024;
-/// After so many bytes their memory is taken back, to be used again while it is in the caches.
-const LARGE_BYTES: usize = 4 * SMALL_BYTES;
 /// Packets that are worth a callback.
 const GATHERED_MIN: usize = 64;
 /// Packets that do not wait for it.
@@ -107,6 +105,11 @@ impl Transmitter {
         !core::mem::replace(&mut self.is_broken, true)
     }
 
+    /// Whether little was sent since the ring was looked through.
+    pub(crate) fn holds_little(&self) -> bool {
+        self.bytes < SMALL_BYTES
+    }
+
     /// Whether the device broke the rules of the transmit queue.
     pub(crate) fn has_broken_queue(&mut self) -> bool {
         self.ring
@@ -147,7 +150,7 @@ impl Transmitter {
             return self.finish(done);
         }
         let is_half_full = self.ring.as_ref().is_some_and(OutQueue::is_half_full);
-        if self.bytes >= LARGE_BYTES || (is_half_full && !may_gather) {
+        if is_half_full && !may_gather {
             self.reclaim(&mut done);
         }
         self.post_all(&mut done);
