@@ -7,6 +7,7 @@
 //!
 //! Only the subsystem crates (`af_vsock`, `virtio`, …) may use this crate's [`bindings`].
 
+mod alarm;
 mod cstatic;
 mod parameter;
 mod rcu_slot;
@@ -14,6 +15,7 @@ mod run;
 mod stable_bytes;
 mod work_queue;
 
+pub use alarm::{Alarm, Alarmed};
 pub use cstatic::CStatic;
 pub use parameter::{Parameter, ParameterEntry, ParameterTable};
 pub use rcu_slot::RcuSlot;

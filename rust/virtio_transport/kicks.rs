@@ -8,18 +8,8 @@
 //! other is not answered, though, and there are more packets in a while.
 
 use crate::{device::DEVICE, link::Guest};
-use kernel::{
-    impl_has_hr_timer,
-    prelude::*,
-    sync::{Arc, ArcBorrow},
-    time::{
-        hrtimer::{
-            ArcHrTimerHandle, HrTimer, HrTimerCallback, HrTimerCallbackContext, HrTimerPointer,
-            HrTimerRestart, RelativeSoftMode,
-        },
-        Delta, Monotonic,
-    },
-};
+use kernel::{prelude::*, time::Delta};
+use rvsock_bindings::{Alarm, Alarmed};
 use vsock_transport::Packet;
 
 /// Bytes of payload that are worth a kick.
@@ -39,55 +29,27 @@ pub(crate) struct Kicks {
     streak: u32,
     /// Packets in the ring that the device was not told of.
     held: u32,
-    alarm: Arc<Alarm>,
+    alarm: Alarm<Tell>,
     is_set: bool,
-    /// Of the last alarm that was set. Waits for it when dropped, so not in the alarm.
-    handle: Option<Set>,
 }
 
-/// Cancels the alarm when dropped.
-pub(crate) type Set = ArcHrTimerHandle<Alarm>;
+struct Tell;
 
-/// Tells the device of packets when it is time.
-#[pin_data]
-pub(crate) struct Alarm {
-    #[pin]
-    timer: HrTimer<Self>,
-}
-
-impl_has_hr_timer! {
-    impl HasHrTimer<Self> for Alarm {
-        mode: RelativeSoftMode<Monotonic>, field: self.timer
-    }
-}
-
-impl HrTimerCallback for Alarm {
-    type Pointer<'a> = Arc<Self>;
-
-    fn run(
-        _: ArcBorrow<'_, Self>,
-        mut context: HrTimerCallbackContext<'_, Self>,
-    ) -> HrTimerRestart {
+impl Alarmed for Tell {
+    fn alarmed(&self) -> Option<Delta> {
         // Whoever is sending just now may have been interrupted by this.
-        if DEVICE.with(|device| device.try_kick()) == Some(false) {
-            context.forward_now(HOLD);
-            return HrTimerRestart::Restart;
-        }
-        HrTimerRestart::NoRestart
+        let is_told = DEVICE.with(|device| device.try_kick());
+        (is_told == Some(false)).then_some(HOLD)
     }
 }
 
 impl Kicks {
     pub(crate) fn new() -> Result<Self> {
-        let alarm = pin_init!(Alarm {
-            timer <- HrTimer::new(),
-        });
         Ok(Self {
             streak: 0,
             held: 0,
-            alarm: Arc::pin_init(alarm, GFP_KERNEL)?,
+            alarm: Alarm::new(Tell)?,
             is_set: false,
-            handle: None,
         })
     }
 
@@ -104,16 +66,10 @@ impl Kicks {
         if self.held >= HELD_MAX {
             return true;
         }
-        self.set_alarm();
-        false
-    }
-
-    fn set_alarm(&mut self) {
         if !core::mem::replace(&mut self.is_set, true) {
-            // That of before would cancel what is started now.
-            drop(self.handle.take());
-            self.handle = Some(self.alarm.clone().start(HOLD));
+            self.alarm.set(HOLD);
         }
+        false
     }
 
     /// Payload has come from the device.
@@ -135,7 +91,7 @@ impl Kicks {
     }
 
     /// The device is about to be torn down.
-    pub(crate) fn stop(&mut self) -> Option<Set> {
-        self.handle.take()
+    pub(crate) fn stop(&mut self) {
+        self.alarm.cancel();
     }
 }

@@ -2,11 +2,7 @@
 
 //! From a packet to the transmit ring, and back when the device has read it.
 
-use crate::{
-    device::Device,
-    kicks::{Kicks, Set},
-    link::Guest,
-};
+use crate::{device::Device, kicks::Kicks, link::Guest};
 use af_vsock::{deliver_tap, SkBuff, Sock, TapPayload};
 use kernel::prelude::*;
 use virtio::{OutQueue, Reset};
@@ -63,7 +59,6 @@ enum Reclaim {
 
 /// What a transmitter leaves behind when it stops.
 pub(crate) struct Transmit {
-    _alarm: Option<Set>,
     ring: Option<Ring>,
     backlog: PacketQueue<Guest>,
 }
@@ -130,20 +125,23 @@ impl Transmitter {
         !self.receiver_waits
     }
 
-    /// Queues a packet behind those that wait. False if the device was torn down, or is broken.
-    fn push(&mut self, packet: KBox<Packet<Guest>>) -> bool {
+    /// Queues a packet behind those that wait, and moves on what it can. None if the device was torn
+    /// down, or is broken.
+    fn send(&mut self, packet: KBox<Packet<Guest>>) -> Option<Aftermath> {
         if self.ring.is_none() || self.is_broken {
-            return false;
+            return None;
         }
+        let prompt = packet.is_awaited();
+        let kick = self.kicks.add(&packet);
         self.bytes = self.bytes.saturating_add(packet.unsent() as usize);
         self.backlog.push(packet);
-        true
+        Some(self.post_or_gather(prompt, kick))
     }
 
     /// Moves what waits into the ring, unless it gathers, and tells the device if it is to `kick`.
     /// What the device has read is taken back where that makes room; otherwise later, unless
     /// `prompt`: then the callback does it.
-    fn send(&mut self, prompt: bool, kick: bool) -> Aftermath {
+    fn post_or_gather(&mut self, prompt: bool, kick: bool) -> Aftermath {
         let mut done = PacketQueue::new();
         let may_gather = !prompt && self.bytes < SMALL_BYTES && self.backlog.len() < GATHERED_MAX;
         if self.gathers && may_gather {
@@ -311,8 +309,8 @@ impl Transmitter {
 
     /// The device is about to be torn down.
     pub(crate) fn stop(&mut self) -> Transmit {
+        self.kicks.stop();
         Transmit {
-            _alarm: self.kicks.stop(),
             ring: self.ring.take(),
             backlog: self.backlog.take_all(),
         }
@@ -367,16 +365,8 @@ impl Device {
             Some(skb) => deliver_tap(&packet.header, TapPayload::Buffer(skb)),
             None => deliver_tap(&packet.header, TapPayload::Bytes(&[])),
         }
-        let prompt = packet.is_awaited();
-        let aftermath = {
-            let mut transmitter = self.transmitter.lock();
-            let kick = transmitter.kicks.add(&packet);
-            if !transmitter.push(packet) {
-                return Err(ENODEV);
-            }
-            transmitter.send(prompt, kick)
-        };
-        self.finish(aftermath);
+        let aftermath = self.transmitter.lock().send(packet);
+        self.finish(aftermath.ok_or(ENODEV)?);
         Ok(())
     }
 
