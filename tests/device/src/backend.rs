@@ -97,10 +97,11 @@ impl Backend {
         self.state().kicks
     }
 
-    /// Waits until there were more than `kicks`, or for a while.
-    pub fn wait_for_kick(&self, kicks: u64, timeout: Duration) {
+    /// Waits until there were more than `kicks`, or for a while. Whether there were.
+    pub fn wait_for_kick(&self, kicks: u64, timeout: Duration) -> bool {
         let idle = |state: &mut State| state.kicks == kicks && !state.gone;
         drop(self.changed.wait_timeout_while(self.state(), timeout, idle));
+        self.kicks() != kicks
     }
 }
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Conformance: what the guest's driver does when the device keeps the protocol.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{ensure, Context};
 use rvsock_selftests::pattern::Pattern;
@@ -51,6 +51,7 @@ cases!(
     a_credit_request_is_answered,
     a_window_that_shrinks_with_bytes_in_flight_lets_nothing_out,
     a_window_of_4_gib_is_not_believed,
+    a_device_that_sleeps_is_told_of_every_packet,
     bytes_count_as_unsent_until_the_device_has_read_them,
     a_guest_that_sends_no_more_still_receives,
     a_device_that_sends_no_more_still_receives,
@@ -324,6 +325,51 @@ fn a_window_of_4_gib_is_not_believed(bench: &mut Bench) -> anyhow::Result<()> {
         }
     }
     ensure!(sent == WINDOW, "{sent} bytes are in flight");
+    Ok(())
+}
+
+/// And soon, however many packets the driver tells of together. A device that looks by itself would
+/// not notice.
+fn a_device_that_sleeps_is_told_of_every_packet(bench: &mut Bench) -> anyhow::Result<()> {
+    const ROUNDS: usize = 15;
+    /// Of single bytes. Enough for a stream, and too few to be worth a kick for their number.
+    const COUNT: usize = 120;
+    /// More than a driver may let the device sleep, and less than what else may wake it.
+    const SOON: Duration = Duration::from_millis(20);
+    let Pair { id, key } = bench.made_by_guest(STREAM)?;
+    let mut sleeps = Vec::new();
+    for _ in 0..ROUNDS {
+        // What the driver put off in the round before is done then.
+        std::thread::sleep(Duration::from_millis(100));
+        bench.order(&format!("trickle {id} {COUNT}"))?;
+        let (mut found, mut longest) = (0, Duration::ZERO);
+        loop {
+            let kicks = bench.device.backend.kicks();
+            bench.device.poll()?;
+            let peer = bench.device.peers.get_mut(&key);
+            found += peer.context("the connection is gone")?.take(COUNT).len();
+            if found == COUNT {
+                break;
+            }
+            let asleep = Instant::now();
+            let patience = bench.device.patience;
+            ensure!(
+                bench.device.backend.wait_for_kick(kicks, patience),
+                "the device was told of {found} bytes of {COUNT}"
+            );
+            if found > 0 {
+                longest = longest.max(asleep.elapsed());
+            }
+        }
+        sleeps.push(longest);
+        bench.answer()?;
+    }
+    sleeps.sort();
+    // Some it slept through because it looked late itself, or the machine had no time for it.
+    ensure!(
+        sleeps[ROUNDS * 4 / 5] < SOON,
+        "the device slept for {sleeps:?}"
+    );
     Ok(())
 }
 

@@ -185,6 +185,7 @@ fn use_socket(socket: &Socket, name: &str, words: &[&str]) -> anyhow::Result<Str
         }
         ("listen", [backlog]) => Ok(socket.listen(backlog.parse()?).map(|()| done())?),
         ("send", [len, seed, flags @ ..]) => send(socket, len.parse()?, seed.parse()?, flags),
+        ("trickle", [count]) => trickle(socket, count.parse()?),
         ("recv", [len, flags @ ..]) => receive(socket, len.parse()?, flags),
         ("shutdown", ["read"]) => Ok(socket.shutdown(libc::SHUT_RD).map(|()| done())?),
         ("shutdown", ["write"]) => Ok(socket.shutdown(libc::SHUT_WR).map(|()| done())?),
@@ -207,6 +208,14 @@ fn send(socket: &Socket, len: usize, seed: u64, flags: &[&str]) -> anyhow::Resul
     let bytes = Pattern::new(seed).bytes(0, len);
     let sent = socket.send(&bytes, if eor { libc::MSG_EOR } else { 0 })?;
     Ok(sent.to_string())
+}
+
+/// Sends `count` bytes, each by itself.
+fn trickle(socket: &Socket, count: usize) -> anyhow::Result<String> {
+    for _ in 0..count {
+        socket.send(b"!", 0)?;
+    }
+    Ok(String::new())
 }
 
 /// Receives up to `len` bytes; how many, their checksum, and what `recvmsg()` says of them.
