@@ -14,6 +14,7 @@ TESTS = pathlib.Path(__file__).resolve().parent
 sys.path[:0] = [str(TESTS.parent / "tools"), str(TESTS)]
 
 import rig  # noqa: E402
+from repetition import Repetition  # noqa: E402
 from rig import runs  # noqa: E402
 
 # Of what is said about a failure while the tests go on, from its beginning and its end.
@@ -128,6 +129,7 @@ def is_worker(config: pytest.Config) -> bool:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(Repetition())
     if not is_worker(config):
         config.pluginmanager.register(Reporter(config))
     config.stash[SUITES] = collections.defaultdict(float)

@@ -2,7 +2,7 @@
 """The kernel's own vsock programs between guest and host, with the server on either side."""
 
 import contextlib
-import warnings
+import typing
 
 import case_log
 import pytest
@@ -27,56 +27,32 @@ FORWARDED_PORT = 50000
 HOST_ADDRESS = "10.0.2.2"
 
 
-class Pair:
-    """Guest and host with one implementation each; loopback beside it, as case 29 needs a second transport."""
+class Pair(typing.NamedTuple):
+    """Guest and host with one implementation each."""
 
     guest: rig.Guest
-
-    def __init__(self, host: rig.Host, guest_side: str, host_side: str):
-        self.host = host
-        self.guest_side = guest_side
-        self.host_side = host_side
-        self._stack = contextlib.ExitStack()
-
-    def boot(self) -> None:
-        """Starts the guest, again if there was one."""
-        self.close()
-        self.host.load("host", self.host_side)
-        guest = self.host.guest(cid=CID_GUEST, forward={FORWARDED_PORT: CONTROL_PORT})
-        self.guest = self._stack.enter_context(guest)
-        self.guest.load("guest", self.guest_side)
-        self._stack.callback(self.host.unload, "loopback")
-        for machine in (self.guest, self.host):
-            machine.load("loopback", "c")
-            machine.run(["modprobe", "vsock_diag"])
-
-    def close(self) -> None:
-        # What ended the guest was reported when it was noticed.
-        with contextlib.suppress(rig.EmulationTrap):
-            self._stack.close()
+    host: rig.Host
 
 
 @pytest.fixture(scope="module", params=PAIRS, ids=lambda pair: f"{pair[0]}-guest-{pair[1]}-host")
 def pair(request, host):
-    with contextlib.closing(Pair(host, *request.param)) as pair:
-        pair.boot()
-        yield pair
+    guest_side, host_side = request.param
+    host.load("host", host_side)
+    with contextlib.ExitStack() as stack:
+        stack.callback(host.unload, "loopback")
+        guest = stack.enter_context(host.guest(cid=CID_GUEST, forward={FORWARDED_PORT: CONTROL_PORT}))
+        guest.load("guest", guest_side)
+        for machine in (guest, host):
+            # Case 29 needs a second transport.
+            machine.load("loopback", "c")
+            machine.run(["modprobe", "vsock_diag"])
+        yield Pair(guest, host)
 
 
 @pytest.fixture(scope="module")
 def outcomes(pair):
     """Results by program and role; each program runs once, when its first case is asked for."""
-    return case_log.once(lambda program, role: run(pair, program, role))
-
-
-def run(pair: Pair, program: str, role: str) -> case_log.Outcome:
-    """Runs a program, a second time if the emulation of the guest failed."""
-    try:
-        return case_log.run(program, *ends(pair, role))
-    except rig.EmulationTrap as trap:
-        warnings.warn(f"{program} is run again with a new guest: {trap}", stacklevel=1)
-        pair.boot()
-        return case_log.run(program, *ends(pair, role))
+    return case_log.once(lambda program, role: case_log.run(program, *ends(pair, role)))
 
 
 def ends(pair: Pair, role: str) -> tuple[case_log.End, case_log.End]:

@@ -114,6 +114,19 @@ def test_a_command_that_survives_its_killing_is_a_hang(agent):
         command.wait(0.05)
 
 
+def test_what_the_autopsy_finds_is_why_the_machine_was_given_up(agent):
+    def autopsy() -> str:
+        raise MachineLost("what it was")
+
+    agent.obedient = False
+    agent.channel._autopsy = autopsy
+    command = agent.channel.start(["sleep", "9"])
+    with pytest.raises(MachineLost, match="what it was"):
+        command.wait(0.05)
+    with pytest.raises(MachineLost, match="what it was"):
+        agent.channel.start(["true"])
+
+
 def test_the_end_of_the_stream_ends_all_commands(agent):
     commands = [agent.channel.start(["sleep", "9"]) for _ in range(3)]
     agent.end()

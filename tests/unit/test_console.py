@@ -20,6 +20,22 @@ DOUBLE_FAULT = b"""\
 [  247.329633] Kernel panic - not syncing: Fatal exception in interrupt
 """
 
+# Likewise, of an NMI. The first of the two came in the handler of the second.
+MASKED_INTERRUPT = b"""\
+[  219.705125]  end_repeat_nmi+0xf/0x53
+[  219.705276] RIP: 0010:irq_wait_on_inprogress+0x28/0x70
+[  219.706063] RSP: 0018:ffa0000000003c28 EFLAGS: 00010006
+[  219.707018]  handle_edge_irq+0x27/0x190
+[  219.707066]  asm_common_interrupt+0x26/0x40
+[  219.707079] RIP: 0010:__queue_work+0x80/0x4f0
+[  219.707094] Code: 00 49 81 ff 00 20 00 00
+[  219.707102] RSP: 0018:ffa0000000003d58 EFLAGS: 00010046
+[  219.707290]  handle_edge_irq+0xbb/0x190
+[  219.707327]  asm_common_interrupt+0x26/0x40
+[  219.707337] RIP: 0010:handle_softirqs+0x77/0x320
+[  219.707360] RSP: 0018:ffa0000000003f88 EFLAGS: 00010246
+"""
+
 
 @pytest.fixture
 def watched(tmp_path, monkeypatch):
@@ -96,3 +112,19 @@ def test_any_other_double_fault_is_a_panic(watched, here, elsewhere):
     screen.feed(DOUBLE_FAULT.replace(here, elsewhere))
     screen.feed(b"")
     assert isinstance(errors[0], MachinePanic)
+
+
+def test_an_interrupt_while_they_are_off_is_the_emulations_fault(watched):
+    screen, _ = watched
+    screen.feed(MASKED_INTERRUPT.replace(b"\n", b"\r\n"))
+    assert isinstance(screen.masked_interrupt(), EmulationTrap)
+
+
+@pytest.mark.parametrize(
+    "from_, to",
+    [(b"00010046", b"00010246"), (b"asm_common_interrupt", b"asm_exc_page_fault"), (b" asm_", b" ? asm_")],
+)
+def test_any_other_trace_is_a_hang(watched, from_, to):
+    screen, _ = watched
+    screen.feed(MASKED_INTERRUPT.replace(from_, to))
+    assert screen.masked_interrupt() is None

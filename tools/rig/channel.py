@@ -213,7 +213,9 @@ class Channel:
         console_tail: Callable[[], str],
         autopsy: Callable[[], str] = str,
     ):
-        """`autopsy` finds out what a machine does that hangs; nobody uses the machine after it."""
+        """`autopsy` finds out what a machine does that hangs, and raises a MachineError if that has a
+        name of its own; nobody uses the machine after it.
+        """
         self.name = name
         self.console_tail = console_tail
         self._autopsy = autopsy
@@ -282,7 +284,11 @@ class Channel:
     def hung(self, what: str) -> typing.NoReturn:
         """Gives the machine up: whatever else is asked of it fails at once, and not after a timeout each."""
         self.fail(MachineHung(f"{self.name} {what}; what it was doing was shown before"))
-        found = self._autopsy()
+        try:
+            found = self._autopsy()
+        except MachineError as error:
+            self._error = error
+            raise
         raise MachineHung(f"{self.name} {what}\n{found}{self.console_tail()}")
 
     def fail(self, error: MachineError) -> None:

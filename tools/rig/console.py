@@ -29,6 +29,18 @@ DOUBLE_FAULT_TEXT = (
     "a module that is not the kernel's, most of all under many signals"
 )
 
+# A trace in which an interrupt came while interrupts were off. Linux then waits for the handler that it
+# is in, for ever, with interrupts off.
+MASKED_INTERRUPT = re.compile(
+    rb"(?<!\? )asm_(?:common_interrupt|sysvec_\w+)\+0x[^\n]*\n"
+    rb"(?:(?![^\n]*asm_)[^\n]*\n){0,4}?[^\n]*EFLAGS: ([0-9a-f]{8})"
+)
+MASKED_INTERRUPT_TEXT = (
+    "an interrupt was delivered while interrupts were off, as its trace shows, on which the guest hung. This "
+    "is a fault of the emulation of nested virtualization, not of the guest"
+)
+INTERRUPT_FLAG = 0x200
+
 TAIL_LINES = 40
 # A panic's stack trace follows its headline; this long it is waited for.
 PANIC_GRACE = 3.0
@@ -74,6 +86,13 @@ class Console:
             self._on_error(MachinePanic(f"{self.name}: {headline}\n{self.tail()}"))
         else:
             self._on_error(MachineLost(f"{self.name}: the virtual machine ended\n{self.tail()}"))
+
+    def masked_interrupt(self) -> EmulationTrap | None:
+        """What a guest hung on, if its last words show that it was the emulation."""
+        for found in MASKED_INTERRUPT.finditer(self._data.replace(b"\r", b"")):
+            if not int(found[1], 16) & INTERRUPT_FLAG:
+                return EmulationTrap(f"{self.name}: {MASKED_INTERRUPT_TEXT}\n{self.tail()}")
+        return None
 
     @property
     def size(self) -> int:

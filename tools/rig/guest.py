@@ -153,7 +153,10 @@ class Guest(Machine):
         self.channel.wait_ready(timeout * runs.patience())
 
     def _autopsy(self) -> str:
-        return autopsy.of_guest(self.host, self._monitor, self._monitor_path)
+        found = autopsy.of_guest(self.host, self._monitor, self._monitor_path)
+        if trap := self.console.masked_interrupt():
+            raise trap
+        return found
 
     @property
     def monitor(self) -> Monitor:
