@@ -211,8 +211,8 @@ def once(function: Callable[..., Outcome]) -> Callable[..., Outcome]:
 
 
 def last_case(outputs: Sequence[str]) -> int:
-    """The last case that either side came to."""
-    return max((number for output in outputs for number in parse(output)), default=-1)
+    """The last case that both sides came to: one may have begun the next when the other fails."""
+    return min(max(parse(output), default=-1) for output in outputs)
 
 
 def race_lost(program: str, number: int, outputs: Sequence[str]) -> bool:
