@@ -55,6 +55,23 @@ void rvsock_helper_lock_child(struct sock *sk)
 	lock_sock_nested(sk, SINGLE_DEPTH_NESTING);
 }
 
+/*
+ * sock_def_write_space(), which wakes nobody while packets of the socket that were sent and not taken
+ * back take half of sk_sndbuf. Room to send is what the peer has.
+ */
+void rvsock_helper_wake_writers(struct sock *sk)
+{
+	struct socket_wq *wq;
+
+	rcu_read_lock();
+	wq = rcu_dereference(sk->sk_wq);
+	if (skwq_has_sleeper(wq))
+		wake_up_interruptible_sync_poll(&wq->wait, EPOLLOUT |
+						EPOLLWRNORM | EPOLLWRBAND);
+	sk_wake_async_rcu(sk, SOCK_WAKE_SPACE, POLL_OUT);
+	rcu_read_unlock();
+}
+
 bool rvsock_helper_current_is_exiting(void)
 {
 	return current->flags & PF_EXITING;

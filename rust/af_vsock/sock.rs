@@ -474,10 +474,16 @@ impl<'a> HeldSock<'a> {
     }
 
     /// Wakes whoever waits for room to send (`sk_write_space`).
+    ///
+    /// Not through the core's own callback, which would look at the memory of packets that were
+    /// sent and not taken back.
     pub fn report_space(&mut self) {
-        // SAFETY: As above.
+        // SAFETY: The lock is held; the callback is set as long as the socket exists. Who replaces
+        // callbacks sets `sk_user_data`.
         unsafe {
-            if let Some(write_space) = (*self.sk()).sk_write_space {
+            bindings::wake_writers(self.sk());
+            let replaced = (*self.sk()).sk_write_space;
+            if let Some(write_space) = replaced.filter(|_| !(*self.sk()).sk_user_data.is_null()) {
                 write_space(self.sk());
             }
         }

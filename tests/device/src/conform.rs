@@ -16,7 +16,9 @@ use crate::header::{
 const KINDS: [u16; 2] = [STREAM, SEQPACKET];
 
 /// How long to watch that something does not happen.
-const A_WHILE: Duration = Duration::from_millis(200);
+fn a_while(bench: &Bench) -> Duration {
+    bench.device.patience / 150
+}
 
 struct Case {
     name: &'static str,
@@ -62,6 +64,8 @@ cases!(
     a_message_larger_than_the_window_is_refused,
     what_is_left_of_a_message_is_dropped,
     a_reader_who_peeks_makes_no_room_for_empty_messages,
+    a_writer_goes_on_while_the_device_keeps_what_it_has_read
+        => "wakes nobody while packets that were not given back take half of the send buffer",
     a_device_that_reads_nothing_is_not_answered_without_end
         => "answers to credit requests have no limit: they fill the guest's memory",
     a_packet_is_a_header_and_one_piece
@@ -334,8 +338,8 @@ fn a_device_that_sleeps_is_told_of_every_packet(bench: &mut Bench) -> anyhow::Re
     const ROUNDS: usize = 15;
     /// Of single bytes. Enough for a stream, and too few to be worth a kick for their number.
     const COUNT: usize = 120;
-    /// More than a driver may let the device sleep, and less than what else may wake it.
-    const SOON: Duration = Duration::from_millis(20);
+    // 20 ms: more than a driver may let the device sleep, and less than what else may wake it.
+    let soon = bench.device.patience / 1500;
     let Pair { id, key } = bench.made_by_guest(STREAM)?;
     let mut sleeps = Vec::new();
     for _ in 0..ROUNDS {
@@ -367,9 +371,31 @@ fn a_device_that_sleeps_is_told_of_every_packet(bench: &mut Bench) -> anyhow::Re
     sleeps.sort();
     // Some it slept through because it looked late itself, or the machine had no time for it.
     ensure!(
-        sleeps[ROUNDS * 4 / 5] < SOON,
+        sleeps[ROUNDS * 4 / 5] < soon,
         "the device slept for {sleeps:?}"
     );
+    Ok(())
+}
+
+fn a_writer_goes_on_while_the_device_keeps_what_it_has_read(
+    bench: &mut Bench,
+) -> anyhow::Result<()> {
+    let Pair { id, key } = bench.made_by_guest(STREAM)?;
+    bench.device.keeps = true;
+    let sent = bench.number(&format!("send {id} {WINDOW} 1"))?;
+    ensure!(sent == u64::from(WINDOW), "{sent} bytes were sent");
+    let patience = bench.device.patience / 3;
+    bench.order(&format!("wait {id} out {}", patience.as_millis()))?;
+    bench.device.pass(a_while(bench))?;
+    let peer = bench.device.peers.get_mut(&key);
+    peer.context("the connection is gone")?
+        .take(WINDOW as usize);
+    let started = Instant::now();
+    bench.device.reply(key, CREDIT_UPDATE)?;
+    bench.answer()?;
+    let waited = started.elapsed();
+    bench.device.give_back();
+    ensure!(waited < patience / 2, "the writer waited for {waited:?}");
     Ok(())
 }
 
@@ -383,7 +409,7 @@ fn bytes_count_as_unsent_until_the_device_has_read_them(bench: &mut Bench) -> an
         if unsent(bench)? == 0 {
             return Ok(());
         }
-        bench.device.pass(A_WHILE / 10)?;
+        bench.device.pass(a_while(bench) / 10)?;
     }
     anyhow::bail!("{} bytes are unsent", unsent(bench)?)
 }
@@ -542,7 +568,7 @@ fn a_device_that_reads_nothing_is_not_answered_without_end(
         loop {
             bench.device.poll()?;
             if bench.device.buffers.is_empty() {
-                bench.device.pass(A_WHILE)?;
+                bench.device.pass(a_while(bench))?;
             }
             let Some(chain) = bench.device.buffers.pop_front() else {
                 break;
@@ -576,7 +602,7 @@ fn a_packet_is_a_header_and_one_piece(bench: &mut Bench) -> anyhow::Result<()> {
 /// Bytes of all receive buffers, once they are all there.
 fn posted(bench: &mut Bench) -> anyhow::Result<usize> {
     bench.barrier()?;
-    bench.device.pass(A_WHILE)?;
+    bench.device.pass(a_while(bench))?;
     Ok(bench.device.posted())
 }
 

@@ -62,6 +62,9 @@ pub struct Device {
     pub buffers: VecDeque<Chain>,
     /// Packets are left in the transmit ring.
     pub silent: bool,
+    /// Packets are read, and their memory is kept.
+    pub keeps: bool,
+    kept: Vec<Chain>,
     pub peers: HashMap<Key, Peer>,
     /// Ports at which connections are taken.
     pub services: HashSet<u32>,
@@ -83,6 +86,8 @@ impl Device {
             next_port: FIRST_PORT,
             buffers: VecDeque::new(),
             silent: false,
+            keeps: false,
+            kept: Vec::new(),
             peers: HashMap::new(),
             services: HashSet::new(),
             strays: VecDeque::new(),
@@ -97,6 +102,8 @@ impl Device {
         self.peers.clear();
         self.strays.clear();
         self.silent = false;
+        self.keeps = false;
+        self.kept.clear();
     }
 
     /// Takes in what the guest has posted and sent. Whether there was anything.
@@ -123,7 +130,11 @@ impl Device {
         while !self.silent {
             while let Some(chain) = self.tx.pop() {
                 let packet = self.take(&chain)?;
-                self.tx.give_back(&chain, 0);
+                if self.keeps {
+                    self.kept.push(chain);
+                } else {
+                    self.tx.give_back(&chain, 0);
+                }
                 busy = true;
                 self.handle(packet)?;
             }
@@ -133,6 +144,15 @@ impl Device {
             }
         }
         Ok(busy)
+    }
+
+    /// Gives back what was kept.
+    pub fn give_back(&mut self) {
+        self.keeps = false;
+        for chain in self.kept.drain(..) {
+            self.tx.give_back(&chain, 0);
+        }
+        self.tx.notify();
     }
 
     fn take(&self, chain: &Chain) -> anyhow::Result<Packet> {
