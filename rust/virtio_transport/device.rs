@@ -57,6 +57,8 @@ pub(crate) struct Device {
     pieces_max: usize,
     #[pin]
     pub(crate) transmitter: SpinLock<Transmitter>,
+    /// Whether the transmitter waits for a callback.
+    awaits_transmitted: Arc<Atomic<bool>>,
     #[pin]
     pub(crate) receiver: Mutex<Option<Receiver>>,
     #[pin]
@@ -207,7 +209,8 @@ impl Device {
         let pieces_max = tx.size();
         let reply_limit = rx.size();
         let ring: OutQueue<_, _, HEADER_LEN> = OutQueue::new(tx)?;
-        let transmitter = Transmitter::new(ring, reply_limit)?;
+        let awaits_transmitted = Arc::new(Atomic::new(false), GFP_KERNEL)?;
+        let transmitter = Transmitter::new(ring, reply_limit, awaits_transmitted.clone())?;
         let receiver = Receiver::new(InQueue::new(rx)?);
         let events = Events::new(InQueue::new(event)?);
         Arc::pin_init(
@@ -217,6 +220,7 @@ impl Device {
                 has_seqpacket,
                 pieces_max,
                 transmitter <- new_spinlock!(transmitter, "Device::transmitter"),
+                awaits_transmitted,
                 receiver <- new_mutex!(Some(receiver), "Device::receiver"),
                 events <- new_mutex!(Some(events), "Device::events"),
                 receive_work <- new_work!("Device::receive_work"),
@@ -291,6 +295,14 @@ where
     }
 }
 
+/// The callback of the transmit ring. Any context.
+fn transmitted() {
+    let is_awaited = |device: &Device| device.awaits_transmitted.load(ordering::Relaxed);
+    if DEVICE.with(is_awaited) == Some(true) {
+        schedule::<TRANSMIT>();
+    }
+}
+
 /// The driver of the device.
 pub(crate) struct DeviceDriver;
 
@@ -341,7 +353,7 @@ unsafe impl Driver for DeviceDriver {
     fn notified(queue: usize) {
         match queue {
             RX => schedule::<RECEIVE>(),
-            TX => schedule::<TRANSMIT>(),
+            TX => transmitted(),
             EVENT => schedule::<HANDLE_EVENT>(),
             _ => {}
         }

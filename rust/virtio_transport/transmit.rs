@@ -4,7 +4,13 @@
 
 use crate::{device::Device, kicks::Kicks, link::Guest};
 use af_vsock::{deliver_tap, SkBuff, Sock, TapPayload};
-use kernel::prelude::*;
+use kernel::{
+    prelude::*,
+    sync::{
+        atomic::{ordering, Atomic},
+        Arc,
+    },
+};
 use virtio::{OutQueue, Reset};
 use vsock_proto::HEADER_LEN;
 use vsock_transport::{Packet, PacketQueue};
@@ -40,15 +46,28 @@ pub(crate) struct Transmitter {
     awaited: usize,
     /// The device broke the rules: nothing is sent any more.
     is_broken: bool,
-    /// What will take back what the device has read.
     reclaim: Reclaim,
 }
 
-/// Who takes back what the device has read, beside a sender that needs the room.
-///
+/// What will take back what the device has read, beside a sender that needs the room.
+struct Reclaim {
+    by: Reclaimer,
+    /// Whether that is the callback.
+    is_callback: Arc<Atomic<bool>>,
+}
+
+impl Reclaim {
+    fn leave_to(&mut self, reclaimer: Reclaimer) {
+        self.by = reclaimer;
+        // The callback is enabled after this, with a barrier in between.
+        self.is_callback
+            .store(reclaimer == Reclaimer::Callback, ordering::Relaxed);
+    }
+}
+
 /// A callback costs an interrupt, so there is one only where somebody waits.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Reclaim {
+enum Reclaimer {
     /// Nobody: nothing is posted, or it was posted since the last look.
     Nobody,
     /// Work that runs in a while.
@@ -80,7 +99,13 @@ pub(crate) struct Aftermath {
 }
 
 impl Transmitter {
-    pub(crate) fn new(ring: Ring, reply_limit: usize) -> Result<Self> {
+    /// `is_callback` is to say whether the callback of the ring means anything: where queues share
+    /// an interrupt, it comes with those of the others, too.
+    pub(crate) fn new(
+        ring: Ring,
+        reply_limit: usize,
+        is_callback: Arc<Atomic<bool>>,
+    ) -> Result<Self> {
         Ok(Self {
             ring: Some(ring),
             backlog: PacketQueue::new(),
@@ -90,7 +115,10 @@ impl Transmitter {
             bytes: 0,
             gathers: false,
             awaited: 0,
-            reclaim: Reclaim::Nobody,
+            reclaim: Reclaim {
+                by: Reclaimer::Nobody,
+                is_callback,
+            },
             is_broken: false,
         })
     }
@@ -156,7 +184,7 @@ impl Transmitter {
         if waits && may_gather {
             return self.gather(done);
         }
-        if waits || (prompt && self.reclaim != Reclaim::Callback) {
+        if waits || (prompt && self.reclaim.by != Reclaimer::Callback) {
             self.reclaim_and_post(&mut done);
         }
         if kick || waits {
@@ -183,9 +211,9 @@ impl Transmitter {
         if let Some(ring) = self
             .ring
             .as_mut()
-            .filter(|_| self.reclaim != Reclaim::Callback)
+            .filter(|_| self.reclaim.by != Reclaimer::Callback)
         {
-            self.reclaim = Reclaim::Callback;
+            self.reclaim.leave_to(Reclaimer::Callback);
             // If most was read already, not at once, either: nothing would gather.
             transmit_soon = !ring.queue().enable_callback_delayed();
         }
@@ -218,7 +246,7 @@ impl Transmitter {
         if let Some(ring) = &mut self.ring {
             ring.queue().disable_callback();
         }
-        self.reclaim = Reclaim::Nobody;
+        self.reclaim.leave_to(Reclaimer::Nobody);
         self.reclaim(&mut done);
         self.post_all(&mut done);
         if !self.backlog.is_empty() {
@@ -267,12 +295,12 @@ impl Transmitter {
                 return;
             };
             if !ring.is_busy() {
-                self.reclaim = Reclaim::Nobody;
+                self.reclaim.leave_to(Reclaimer::Nobody);
                 self.gathers = false;
                 self.awaited = 0;
                 return;
             }
-            self.reclaim = Reclaim::Callback;
+            self.reclaim.leave_to(Reclaimer::Callback);
             if ring.queue().enable_callback_delayed() || ring.queue().is_broken() {
                 return;
             }
@@ -293,9 +321,9 @@ impl Transmitter {
         };
         let receiver_may_go_on = self.receiver_waits && self.backlog.replies() < self.reply_limit;
         self.receiver_waits &= !receiver_may_go_on;
-        let reclaim_later = self.reclaim == Reclaim::Nobody && ring.is_busy();
+        let reclaim_later = self.reclaim.by == Reclaimer::Nobody && ring.is_busy();
         if reclaim_later {
-            self.reclaim = Reclaim::Later;
+            self.reclaim.leave_to(Reclaimer::Later);
         }
         Aftermath {
             done,
