@@ -23,11 +23,12 @@ from .errors import (
     NotBuilt,
     RigError,
 )
-from .guest import VSOCK, Guest
+from .guest import SYSTEM_ROOT, VSOCK, Guest
 from .host import Host, host
 from .kernel_log import KernelReport
 
 __all__ = [
+    "SYSTEM_ROOT",
     "VSOCK",
     "Command",
     "CommandError",

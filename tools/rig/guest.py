@@ -41,6 +41,15 @@ VHOST_USER = {"driver": "vhost-user-vsock-pci"}
 MACHINE = ("-M", "pc,hpet=off")
 MACHINE_WITH_IOMMU = ("-M", "q35,hpet=off,kernel-irqchip=split", "-device", "intel-iommu,intremap=off,device-iotlb=on")
 
+# The host's root, for a guest with a whole system.
+SYSTEM_MODULES = ("9p", "9pnet_virtio", "overlay")
+SYSTEM_DEVICES = (
+    *("-fsdev", "local,id=root,path=/,security_model=none,readonly=on,multidevs=remap"),
+    *("-device", "virtio-9p-pci,fsdev=root,mount_tag=root"),
+)
+# Where its changes are until it starts.
+SYSTEM_ROOT = "/system"
+
 # 2 s on a quiet machine.
 MIGRATION_TIMEOUT = 120.0
 
@@ -78,6 +87,7 @@ class Guest(Machine):
         vhost_user: str | None = None,
         kernel: Iterable[str] = (),
         machine: Iterable[str] = MACHINE,
+        system: bool = False,
     ):
         """`programs` of the tree and kernel `modules` are added to the guest's root.
 
@@ -86,7 +96,8 @@ class Guest(Machine):
         the vsock device but its CID; None for no device. `vhost_user` is the socket, in the host, of a
         program that is the vsock device, and has to be listening; such a device chooses the CID itself.
         `kernel` are further arguments of the guest's kernel; `machine` are the arguments of QEMU that say
-        which one it runs on.
+        which one it runs on. `system` is for a guest that becomes one with systemd on the host's root, see
+        `start_system`; the rig's commands still run outside it.
         """
         super().__init__()
         self.host = host
@@ -101,10 +112,12 @@ class Guest(Machine):
         self._emulated = host.run(["test", "-e", "/dev/kvm"], check=False).status != 0
         if self._emulated:
             print("rig: warning: no KVM in the host VM, the guest is emulated twice: slow", file=sys.stderr)
-        image = initramfs.build(host.agent, programs, [*initramfs.MODULES, *modules])
+        modules = [*initramfs.MODULES, *modules, *(SYSTEM_MODULES if system else ())]
+        image = initramfs.build(host.agent, programs, modules)
         self._session = secrets.token_hex(8)
         command_line = [*KERNEL_ARGUMENTS, f"rig_session={self._session}", f"rig_name={self.name}", *kernel]
         command_line += ["rig_network=1"] if forward is not None else []
+        command_line += ["rig_system=1"] if system else []
         self._arguments = [
             *("qemu-system-x86_64", *machine, "-cpu", host.cpu, "-m", str(memory), "-smp", str(cpus)),
             *("-accel", "tcg" if self._emulated else "kvm"),
@@ -117,6 +130,7 @@ class Guest(Machine):
             *network(forward),
             *devices,
             *shared_memory(memory, vhost_user),
+            *(SYSTEM_DEVICES if system else ()),
         ]
         self._stream = CommandStream()
         self._start()
@@ -163,6 +177,14 @@ class Guest(Machine):
         if self._monitor is None:
             self._monitor = Monitor(self.host, self._monitor_path)
         return self._monitor
+
+    def start_system(self) -> None:
+        """Has systemd take over. What it is to find was put below SYSTEM_ROOT; its modules are there already."""
+        self.run(["touch", "/start"])
+
+    def in_system(self, arguments: Iterable[str], **options):
+        """Runs a command in the system, once it has started."""
+        return self.run(["chroot", "/proc/1/root", *arguments], **options)
 
     def unplug_vsock(self) -> None:
         """Takes the vsock device out, so that the host's module can be exchanged."""
