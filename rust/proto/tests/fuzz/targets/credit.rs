@@ -195,11 +195,10 @@ impl Receive {
     }
 
     fn ask(&self, low_water: u32, capacity: u32) {
-        let window = u64::from(self.window.min(capacity));
-        let step = (window / 2).min(256 * 1024);
+        let step = u64::from((self.window.min(capacity) / 2).min(256 * 1024));
         let news = self.read - self.told.1;
-        let is_out_of_reach = window.saturating_sub(news) < u64::from(low_water);
-        let due = (news > 0 && (news >= step || is_out_of_reach)) || self.window != self.told.0;
+        let starving = self.queued() < u64::from(low_water);
+        let due = (news > 0 && (news >= step || starving)) || self.window != self.told.0;
         assert_eq!(self.credit.poll_update(low_water, capacity), due);
     }
 }
