@@ -5,6 +5,7 @@ import base64
 import contextlib
 import os
 import pathlib
+import re
 import signal
 import typing
 from collections.abc import Iterator
@@ -102,7 +103,7 @@ def machines(request, host):
 
 @pytest.fixture(scope="module")
 def ours(machines):
-    """Both sides are ours: for what takes long."""
+    """Both sides are ours: for what takes long, and what the host has no part in."""
     if not machines.host.loaded_modules().count("vhost_vsock_rs"):
         pytest.skip("is done with our host: it takes long")
     return machines
@@ -281,3 +282,26 @@ def test_many_writers_with_one_slow_reader(way):
     write = ["write", "--port", port, "--writers", writers, "--messages", messages]
     expected = f"{writers * messages} messages of {writers} writers came whole, in order"
     assert way.puppets(read, write) == expected
+
+
+@pytest.mark.parametrize("driver", ["c", "rust"])
+def test_a_stalled_reader_holds_up_nobody_else(ours, driver):
+    """It waits for memory in the kernel (userfaultfd). The C driver waits with it."""
+    way = ours.way("g2h")
+    ours.guest.load("guest", driver)
+    try:
+        with (
+            way.serving(way.puppet(way.passive, "beat", "--port", 7060)),
+            way.serving(way.puppet(way.passive, "serve", "--port", 7061)),
+        ):
+            command = way.puppet(way.active, "stall", "--beat", 7060, "--echo", 7061)
+            result = way.active.run(command, timeout=TIMEOUT * runs.patience(), check=False)
+    finally:
+        ours.guest.load("guest", "rust")
+    print(result.stdout, result.stderr)
+    if driver == "c":
+        # Or the test would prove nothing.
+        assert result.status == 1 and "held up: nothing came back" in result.stderr
+    else:
+        assert result.status == 0
+        assert re.search(r"beside a stalled reader: \S+ on a connection, \S+ on a new one", result.stdout)

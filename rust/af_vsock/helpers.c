@@ -56,6 +56,64 @@ void rvsock_helper_lock_child(struct sock *sk)
 }
 
 /*
+ * Takes the socket lock, or else the spinlock inside it, with which nobody can give it back: then
+ * this is false. In the first case as lock_sock_nested() does, which waits.
+ */
+bool rvsock_helper_lock_sock_or_slock(struct sock *sk)
+{
+	spin_lock_bh(&sk->sk_lock.slock);
+	if (sock_owned_by_user_nocheck(sk))
+		return false;
+	sk->sk_lock.owned = 1;
+	spin_unlock_bh(&sk->sk_lock.slock);
+	mutex_acquire(&sk->sk_lock.dep_map, 0, 1, _RET_IP_);
+	return true;
+}
+
+void rvsock_helper_unlock_slock(struct sock *sk)
+{
+	spin_unlock_bh(&sk->sk_lock.slock);
+}
+
+/* With the spinlock inside the socket lock held. */
+bool rvsock_helper_add_to_backlog(struct sock *sk)
+{
+	struct sk_buff *skb = alloc_skb(0, GFP_ATOMIC);
+
+	if (!skb)
+		return false;
+	__sk_add_backlog(sk, skb);
+	return true;
+}
+
+void rvsock_helper_set_backlog_rcv(struct sock *sk,
+				   int (*receive)(struct sock *sk, struct sk_buff *skb))
+{
+	spin_lock_bh(&sk->sk_lock.slock);
+	sk->sk_backlog_rcv = receive;
+	spin_unlock_bh(&sk->sk_lock.slock);
+}
+
+void rvsock_helper_stay_awake(void)
+{
+	__set_current_state(TASK_RUNNING);
+}
+
+/* sock_def_readable(), which is not exported, and which a socket that is not locked may have replaced. */
+void rvsock_helper_wake_readers(struct sock *sk)
+{
+	struct socket_wq *wq;
+
+	rcu_read_lock();
+	wq = rcu_dereference(sk->sk_wq);
+	if (skwq_has_sleeper(wq))
+		wake_up_interruptible_sync_poll(&wq->wait, EPOLLIN | EPOLLPRI |
+						EPOLLRDNORM | EPOLLRDBAND);
+	sk_wake_async_rcu(sk, SOCK_WAKE_WAITD, POLL_IN);
+	rcu_read_unlock();
+}
+
+/*
  * sock_def_write_space(), which wakes nobody while packets of the socket that were sent and not taken
  * back take half of sk_sndbuf. Room to send is what the peer has.
  */

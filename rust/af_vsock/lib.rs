@@ -13,6 +13,7 @@
 //! | [`SockRef`] | a counted reference | keeps it existing |
 //! | [`HeldSock`] | its lock is held | everything; its state, its wake-ups |
 //! | [`LockedSock`] | its lock is ours | a [`HeldSock`]; unlocks when dropped |
+//! | [`BusySock`] | its lock is somebody else's, who keeps it | what has locks of its own; a word for who holds the lock |
 //!
 //! State of a transport hangs off the socket in two parts: [`Transport::Shared`] has locks of its
 //! own, is reference-counted ([`StateRef`]) and may outlive the socket's use of the transport;
@@ -21,6 +22,7 @@
 //! C header: [`include/net/af_vsock.h`](srctree/include/net/af_vsock.h)
 
 mod address;
+mod busy;
 mod message;
 mod net;
 mod skb;
@@ -33,6 +35,7 @@ mod transport;
 mod zerocopy;
 
 pub use address::{CID_ANY, CID_HOST, CID_LOCAL};
+pub use busy::{Access, BusySock};
 pub use message::Message;
 pub use net::{Net, OwnedNet};
 pub use skb::{SkBuff, SkbActor, MAX_SKB_FRAGS};

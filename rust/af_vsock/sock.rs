@@ -206,11 +206,7 @@ impl Sock {
     pub fn lock(&self) -> LockedSock<'_> {
         // SAFETY: The socket is valid.
         unsafe { bindings::lock_sock_nested(self.sk(), 0) };
-        // INVARIANT: The lock was taken just now.
-        LockedSock {
-            sock: self,
-            _not_send: PhantomData,
-        }
+        LockedSock::taken(self)
     }
 }
 
@@ -225,15 +221,20 @@ pub struct LockedSock<'a> {
 }
 
 impl<'a> LockedSock<'a> {
-    /// As [`Sock::lock`], for the child of a socket that is locked.
-    pub(crate) fn lock_child(sock: &'a Sock) -> Self {
-        // SAFETY: The socket is valid.
-        unsafe { bindings::lock_child(sock.sk()) };
-        // INVARIANT: The lock was taken just now.
+    /// For those who have taken the lock just now.
+    pub(crate) fn taken(sock: &'a Sock) -> Self {
+        // INVARIANT: As the caller says.
         Self {
             sock,
             _not_send: PhantomData,
         }
+    }
+
+    /// As [`Sock::lock`], for the child of a socket that is locked.
+    pub(crate) fn lock_child(sock: &'a Sock) -> Self {
+        // SAFETY: The socket is valid.
+        unsafe { bindings::lock_child(sock.sk()) };
+        Self::taken(sock)
     }
 
     /// The socket, for a call that needs its lock.

@@ -2,7 +2,7 @@
 
 //! What hangs off `vsk->trans`.
 
-use crate::Transport;
+use crate::{busy::BacklogReceive, Transport};
 use core::{cell::UnsafeCell, ops::Deref};
 use kernel::{prelude::*, sync::Arc, types::Opaque};
 use rvsock_bindings::bindings;
@@ -24,6 +24,8 @@ pub(crate) struct Attachment<T: Transport> {
     /// Reached only through [`HeldSock::attached`](crate::HeldSock::attached): by who holds the
     /// lock of the socket whose `trans` this is.
     owned: UnsafeCell<T::Owned>,
+    /// What the socket did with its backlog before it was ours.
+    pub(crate) backlog_receive: Option<BacklogReceive>,
 }
 
 // SAFETY: `shared` may be used from any thread; `owned` is `Send` and reached under the lock only.
@@ -32,7 +34,7 @@ unsafe impl<T: Transport> Send for Attachment<T> {}
 unsafe impl<T: Transport> Sync for Attachment<T> {}
 
 impl<T: Transport> Attachment<T> {
-    /// Allocates state for `vsk`. May sleep.
+    /// Allocates state for `vsk`, whose lock is held. May sleep.
     pub(crate) fn new(
         vsk: *mut bindings::vsock_sock,
         shared: impl PinInit<T::Shared, Error>,
@@ -44,6 +46,8 @@ impl<T: Transport> Attachment<T> {
                 decoy <- Opaque::ffi_init(|slot| unsafe { bindings::init_decoy(slot, vsk) }),
                 shared <- shared,
                 owned: UnsafeCell::new(owned),
+                // SAFETY: The socket is valid, and its lock is held.
+                backlog_receive: unsafe { (*vsk).sk.sk_backlog_rcv },
             }? Error),
             GFP_KERNEL,
         )

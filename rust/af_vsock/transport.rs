@@ -2,7 +2,12 @@
 
 //! What a transport implements, and the C table made of it.
 
-use crate::{sock::Direction, state::Attachment, HeldSock, Message, SkbActor, Sock};
+use crate::{
+    busy::{give_backlog_back, take_backlog},
+    sock::Direction,
+    state::Attachment,
+    HeldSock, Message, SkbActor, Sock,
+};
 use core::marker::PhantomData;
 use kernel::{
     error::{from_result, to_result},
@@ -83,6 +88,10 @@ pub trait Transport: Sized + Send + Sync + 'static {
     /// The delay of [`HeldSock::schedule_close`] is over.
     fn close_timed_out(sock: HeldSock<'_>);
 
+    /// Somebody who met a busy socket has left word ([`BusySock::call_back`]); the lock is about to
+    /// be given back.
+    fn resume(sock: HeldSock<'_>);
+
     /// All peers are gone: called for each connected socket by
     /// [`for_each_connected`](crate::for_each_connected), under the table lock and without any
     /// socket lock.
@@ -124,8 +133,8 @@ pub trait Transport: Sized + Send + Sync + 'static {
     fn readable_messages(shared: &Self::Shared) -> u32;
 
     /// A reader of a stream goes to sleep, and has to be woken once `bytes` can be read: fewer than
-    /// `SO_RCVLOWAT` if it has got some already. Must not sleep.
-    fn reader_waits(shared: &Self::Shared, bytes: u32);
+    /// `SO_RCVLOWAT` if it has got some already. Whether there are so many now. Must not sleep.
+    fn reader_waits(shared: &Self::Shared, bytes: u32) -> bool;
 
     /// Bytes that credit allows to send. Must not sleep.
     fn writable_bytes(shared: &Self::Shared) -> u32;
@@ -265,11 +274,20 @@ impl<T: Transport> Operations<T> {
             let attachment = Attachment::<T>::new(vsk, T::shared(&mut sock), T::owned())?;
             // SAFETY: The lock is held; the reference now belongs to `trans`.
             unsafe { (*vsk).trans = Arc::into_raw(attachment).cast_mut().cast() };
+            // SAFETY: The lock is held, `trans` is set, and stays so until `destruct`.
+            unsafe { take_backlog::<T>(&sock) };
             Ok(0)
         })
     }
 
     unsafe extern "C" fn destruct(vsk: *mut bindings::vsock_sock) {
+        // SAFETY: See `Operations`: nobody else uses the socket's transport now.
+        let original = unsafe { (*vsk).trans.cast::<Attachment<T>>().as_ref() }
+            .and_then(|attachment| attachment.backlog_receive);
+        if original.is_some() {
+            // SAFETY: See `Operations`: the lock is held, or nobody else knows the socket.
+            unsafe { give_backlog_back(Sock::from_raw(vsk), original) };
+        }
         // SAFETY: See `Operations`: nobody else uses the socket's transport now.
         let trans = unsafe { core::mem::replace(&mut (*vsk).trans, core::ptr::null_mut()) };
         if trans.is_null() {
@@ -402,7 +420,11 @@ impl<T: Transport> Operations<T> {
     ) -> c_int {
         let bytes = u32::try_from(target).unwrap_or(u32::MAX);
         // SAFETY: See `Operations`.
-        T::reader_waits(unsafe { shared::<T>(vsk) }, bytes);
+        if T::reader_waits(unsafe { shared::<T>(vsk) }, bytes) {
+            // The reader is in the queue of those that wait: it does not go to sleep now.
+            // SAFETY: As above.
+            unsafe { bindings::wake_readers(vsk.cast()) };
+        }
         0
     }
 

@@ -2,13 +2,14 @@
 
 //! The state of a connection: credit both ways, and what was received.
 
-use crate::{chunk::Chunks, deque::Deque};
+use crate::{busy::Word, chunk::Chunks, deque::Deque};
 use af_vsock::SkBuff;
 use kernel::{
     new_spinlock,
     prelude::*,
     sync::{
         atomic::{ordering, Atomic},
+        barrier::smp_mb,
         SpinLock,
     },
 };
@@ -20,7 +21,7 @@ use vsock_proto::{
 
 /// What anybody may look at who has a reference to a connection.
 ///
-/// The two spinlocks are never held together, and nothing sleeps or wakes a socket under them.
+/// No two of the spinlocks are held together, and nothing sleeps or wakes a socket under them.
 #[pin_data]
 pub struct Connection {
     #[pin]
@@ -36,6 +37,9 @@ pub struct Connection {
     awaited: Atomic<u32>,
     /// Bytes of packets that were handed to the link and have not left it.
     unsent: Atomic<usize>,
+    /// What the holder of the socket lock has to do.
+    #[pin]
+    word: SpinLock<Word>,
 }
 
 /// What arrived since the reader came last.
@@ -143,6 +147,7 @@ impl Connection {
             readable_messages: Atomic::new(0),
             awaited: Atomic::new(u32::MAX),
             unsent: Atomic::new(0),
+            word <- new_spinlock!(Word::NONE, "Connection::word"),
         }? Error)
     }
 
@@ -267,25 +272,51 @@ impl Connection {
         self.readable_messages.load(ordering::Relaxed)
     }
 
-    /// A reader goes to sleep until there are `bytes`. Called with the socket lock held.
-    pub(crate) fn reader_waits(&self, bytes: u32) {
+    /// A reader goes to sleep until there are `bytes`; whether they came just now. Called with the
+    /// socket lock held.
+    pub(crate) fn reader_waits(&self, bytes: u32) -> bool {
         let awaited = self.awaited.load(ordering::Relaxed).min(bytes);
         self.awaited.store(awaited, ordering::Relaxed);
+        // With the barrier in `satisfies_readers`: one of the two sees what the other has stored.
+        smp_mb();
+        self.readable_bytes() >= awaited
     }
 
     /// Whether there is enough to wake readers, who say afresh what they wait for if they go back
-    /// to sleep. Called with the socket lock held. A message is enough, and less is not.
+    /// to sleep. Called by who delivers packets. A message is enough, and less is not.
     pub(crate) fn satisfies_readers(&self, kind: Kind, low_water: u32) -> bool {
-        let satisfied = match kind {
-            Kind::Stream => {
-                self.readable_bytes() >= low_water.min(self.awaited.load(ordering::Relaxed))
-            }
+        smp_mb();
+        match kind {
+            Kind::Stream => self.satisfies_stream_readers(low_water),
             Kind::Seqpacket => self.readable_messages() > 0,
-        };
+        }
+    }
+
+    fn satisfies_stream_readers(&self, low_water: u32) -> bool {
+        let awaited = self.awaited.load(ordering::Relaxed);
+        let satisfied = self.readable_bytes() >= low_water.min(awaited);
         if satisfied {
-            self.awaited.store(u32::MAX, ordering::Relaxed);
+            // If a reader has said something else meanwhile, that stands.
+            let _ = self.awaited.cmpxchg(awaited, u32::MAX, ordering::Relaxed);
         }
         satisfied
+    }
+
+    /// What the holder of the socket lock has to do, and has not begun.
+    pub(crate) fn word(&self) -> Word {
+        *self.word.lock()
+    }
+
+    /// Adds to what the holder of the socket lock has to do; returns what that was before.
+    pub(crate) fn add_word(&self, more: Word) -> Word {
+        let mut word = self.word.lock();
+        let both = word.union(more);
+        core::mem::replace(&mut *word, both)
+    }
+
+    /// For the holder of the socket lock, who does it now.
+    pub(crate) fn take_word(&self) -> Word {
+        core::mem::replace(&mut self.word.lock(), Word::NONE)
     }
 
     /// Bytes that have not left the link.

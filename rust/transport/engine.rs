@@ -3,6 +3,7 @@
 //! The engine as the AF_VSOCK core sees it.
 
 use crate::{
+    busy::resume,
     close,
     connection::Reading,
     read::{read_message, read_skb, read_stream},
@@ -75,6 +76,10 @@ impl<L: Link> Transport for Engine<L> {
         close::close_timed_out::<L>(sock)
     }
 
+    fn resume(mut sock: HeldSock<'_>) {
+        resume::<L>(&mut sock);
+    }
+
     fn reset_connected(sock: &Sock) {
         L::reset_connected(sock)
     }
@@ -124,8 +129,8 @@ impl<L: Link> Transport for Engine<L> {
         connection.readable_messages()
     }
 
-    fn reader_waits(connection: &Connection, bytes: u32) {
-        connection.reader_waits(bytes);
+    fn reader_waits(connection: &Connection, bytes: u32) -> bool {
+        connection.reader_waits(bytes)
     }
 
     fn writable_bytes(connection: &Connection) -> u32 {

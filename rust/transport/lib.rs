@@ -16,6 +16,7 @@
 //! [`Link::send`] nests inside the socket lock. All of this runs in process context. User memory
 //! is only touched outside the spinlocks, and sockets are only woken there.
 
+mod busy;
 mod chunk;
 mod close;
 mod connection;

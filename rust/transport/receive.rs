@@ -3,15 +3,17 @@
 //! Receiving: from a packet to what it does to a socket.
 
 use crate::{
+    busy::resume,
     close::finish,
-    connection::Data,
+    connection::{Connection, Data},
     send::{send_control, send_reset, send_reset_without_socket},
     Engine, Link,
 };
 use af_vsock::{
-    find_bound, find_connected, trace_received, Direction, HeldSock, Net, SkBuff, SockRef,
+    find_bound, find_connected, trace_received, Access, Direction, HeldSock, Net, SkBuff, SockRef,
     SocketError, SocketState,
 };
+use kernel::prelude::*;
 use rvsock_bindings::Run;
 use vsock_proto::{
     addressed_to, handle_packet, Action, Facts, Finish, Header, Kind, MessageFlags, Operation,
@@ -42,15 +44,13 @@ pub struct Received<'a> {
 
 /// Does what a packet asks for (`virtio_transport_recv_pkt()`).
 ///
-/// Process context, no socket lock held; takes that of the packet's socket. Gives back a buffer
-/// that was not kept, to be filled again.
+/// Process context, no socket lock held; takes that of the packet's socket, but does not wait for
+/// the end of a system call that uses an open connection. Gives back a buffer that was not kept, to
+/// be filled again.
 pub fn receive<L: Link>(mut packet: Received<'_>) -> Option<Run> {
     trace_received(&packet.header);
     match packet.find_socket() {
-        Some(sock) => {
-            let mut locked = sock.lock();
-            packet.deliver::<L>(locked.hold());
-        }
+        Some(sock) => packet.hand_over::<L>(&sock),
         None => packet.refuse::<L>(),
     }
     match packet.payload {
@@ -91,6 +91,26 @@ impl Received<'_> {
         (listening || sock.attached::<Engine<L>>().is_some())
             && addressed_to(listening, sock.remote(), &self.header)
             && sock.accepts_source::<Engine<L>>(self.header.source)
+    }
+
+    fn hand_over<L: Link>(&mut self, sock: &SockRef) {
+        if let Payload::Buffer(skb) = &mut self.payload {
+            // The sender is done with it. This may wake the sender, so not under a spinlock.
+            skb.orphan();
+        }
+        let mut locked = match sock.access::<Engine<L>>() {
+            Access::Locked(locked) => locked,
+            Access::Busy(busy) => {
+                if self.deliver_busy::<L>(&busy) {
+                    return;
+                }
+                drop(busy);
+                let mut locked = sock.lock();
+                resume::<L>(&mut locked.hold());
+                locked
+            }
+        };
+        self.deliver::<L>(locked.hold());
     }
 
     fn deliver<L: Link>(&mut self, mut sock: HeldSock<'_>) {
@@ -134,14 +154,7 @@ impl Received<'_> {
                 fail(&mut sock, SocketError::Protocol);
             }
             Action::Receive => self.enqueue::<L>(&mut sock),
-            Action::SendCredit => {
-                let operation = Operation::CreditUpdate;
-                let _ = send_control::<L>(&mut sock, operation, ShutdownFlags::NONE, true);
-            }
-            Action::PeerShutdown { flags, finished } => {
-                shut_down::<L>(&mut sock, flags, finished);
-            }
-            Action::PeerReset => finish::<L>(&mut sock),
+            action => perform_connected::<L>(&mut sock, action),
         }
     }
 
@@ -180,7 +193,23 @@ impl Received<'_> {
     /// A peer that sends more than it may, or than there is memory for, loses the connection:
     /// otherwise bytes would be missing in it.
     fn enqueue<L: Link>(&mut self, sock: &mut HeldSock<'_>) {
-        let flags = match sock.kind() {
+        let (kind, low_water) = (sock.kind(), sock.receive_low_water());
+        let Some(attached) = sock.attached::<Engine<L>>() else {
+            return;
+        };
+        match self.enqueue_in(kind, attached.shared) {
+            Ok(()) => {
+                if attached.shared.satisfies_readers(kind, low_water) {
+                    sock.report_data();
+                }
+            }
+            Err(_) => overrun::<L>(sock),
+        }
+    }
+
+    /// Moves the payload to `connection`, and what is left of it back here. Does not sleep.
+    pub(crate) fn enqueue_in(&mut self, kind: Kind, connection: &Connection) -> Result {
+        let flags = match kind {
             Kind::Seqpacket => self.header.message_flags(),
             // A stream has no messages, whatever its peer says.
             Kind::Stream => MessageFlags::NONE,
@@ -188,37 +217,41 @@ impl Received<'_> {
         let data = match core::mem::replace(&mut self.payload, Payload::None) {
             Payload::None => Data::Run(Run::empty()),
             Payload::Run(run) => Data::Run(run),
-            Payload::Buffer(mut skb) => {
-                // The sender is done with it; this may wake the sender, so not under a spinlock.
-                skb.orphan();
-                Data::Buffer(skb)
-            }
+            Payload::Buffer(skb) => Data::Buffer(skb),
         };
-        let (kind, low_water) = (sock.kind(), sock.receive_low_water());
-        let Some(attached) = sock.attached::<Engine<L>>() else {
-            return;
+        // A buffer that is left goes after the lock of the socket, as a run does.
+        self.payload = match connection.enqueue(data, flags)? {
+            Some(Data::Run(run)) => Payload::Run(run),
+            Some(Data::Buffer(skb)) => Payload::Buffer(skb),
+            None => Payload::None,
         };
-        match attached.shared.enqueue(data, flags) {
-            Ok(left) => {
-                if let Some(Data::Run(run)) = left {
-                    self.payload = Payload::Run(run);
-                }
-                if attached.shared.satisfies_readers(kind, low_water) {
-                    sock.report_data();
-                }
-            }
-            Err(_) => {
-                send_reset::<L>(sock, true);
-                finish::<L>(sock);
-                sock.set_error(SocketError::NoBuffers);
-                sock.report_error();
-                sock.remove();
-            }
-        }
+        Ok(())
     }
 }
 
-fn phase(sock: &HeldSock<'_>) -> Phase {
+/// Does for an open connection what a packet of its peer asks for.
+pub(crate) fn perform_connected<L: Link>(sock: &mut HeldSock<'_>, action: Action) {
+    match action {
+        Action::SendCredit => {
+            let operation = Operation::CreditUpdate;
+            let _ = send_control::<L>(sock, operation, ShutdownFlags::NONE, true);
+        }
+        Action::PeerShutdown { flags, finished } => shut_down::<L>(sock, flags, finished),
+        Action::PeerReset => finish::<L>(sock),
+        _ => {}
+    }
+}
+
+/// A packet could not be queued: the connection is over.
+pub(crate) fn overrun<L: Link>(sock: &mut HeldSock<'_>) {
+    send_reset::<L>(sock, true);
+    finish::<L>(sock);
+    sock.set_error(SocketError::NoBuffers);
+    sock.report_error();
+    sock.remove();
+}
+
+pub(crate) fn phase(sock: &HeldSock<'_>) -> Phase {
     match sock.state() {
         SocketState::Closed => Phase::Closed,
         SocketState::Listening => Phase::Listening,
@@ -228,7 +261,7 @@ fn phase(sock: &HeldSock<'_>) -> Phase {
     }
 }
 
-fn facts<L: Link>(sock: &mut HeldSock<'_>) -> Facts {
+pub(crate) fn facts<L: Link>(sock: &mut HeldSock<'_>) -> Facts {
     let unread = sock
         .attached::<Engine<L>>()
         .is_some_and(|attached| attached.shared.readable_bytes() > 0);

@@ -5,6 +5,7 @@ mod bulk;
 mod driver;
 mod echo;
 mod orders;
+mod stall;
 mod writers;
 
 use std::process::ExitCode;
@@ -93,6 +94,20 @@ enum Task {
         #[arg(long)]
         pause: u64,
     },
+    /// Send a byte now and then, on one connection
+    Beat {
+        #[arg(long)]
+        port: u32,
+    },
+    /// Stop in the kernel while reading from `beat`, and use connections to `serve` meanwhile
+    Stall {
+        #[arg(long, default_value_t = libc::VMADDR_CID_HOST)]
+        cid: u32,
+        #[arg(long)]
+        beat: u32,
+        #[arg(long)]
+        echo: u32,
+    },
 }
 
 fn main() -> ExitCode {
@@ -125,6 +140,8 @@ fn main() -> ExitCode {
             every,
             pause,
         } => writers::read_slowly(port, writers, every, Duration::from_millis(pause)),
+        Task::Beat { port } => stall::beat(port),
+        Task::Stall { cid, beat, echo } => stall::stall(cid, beat, echo),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

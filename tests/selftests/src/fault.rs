@@ -1,18 +1,19 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Stops the kernel where a case needs it: at an access to memory that is not there yet.
 //!
-//! The memory is served by userfaultfd. A socket whose lock is held at such a place stops whoever
-//! delivers packets to it; on loopback that is one worker for all sockets.
+//! The memory is served by userfaultfd. A listener whose lock is held at such a place stops whoever
+//! delivers packets to it; on loopback that is one worker for all sockets. C stops for any socket.
 
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use anyhow::Context;
 
 use crate::case::{wait_until, Setup};
-use crate::errno::check;
-use crate::socket::{Kind, Pair, Socket, SO_VM_SOCKETS_BUFFER_MIN_SIZE};
+use crate::errno::{check, Errno};
+use crate::socket::{Kind, Socket, SO_VM_SOCKETS_BUFFER_MIN_SIZE};
 
 // linux/userfaultfd.h
 const UFFD_API: u64 = 0xaa;
@@ -23,6 +24,8 @@ const UFFDIO_ZEROPAGE: u64 = 0xc020_aa04;
 const UFFD_MSG_SIZE: usize = 32;
 
 const PAGE: usize = 4096;
+
+const A_DAY: Duration = Duration::from_secs(24 * 3600);
 
 #[repr(C)]
 struct UffdioApi {
@@ -90,6 +93,12 @@ impl StalledPage {
 
     pub fn address(&self) -> *mut libc::c_void {
         self.address as *mut _
+    }
+
+    /// What is in the page. Waits as everybody does.
+    fn bytes(&self, len: usize) -> Vec<u8> {
+        // SAFETY: The page stays mapped; nobody writes into it while this is borrowed.
+        unsafe { std::slice::from_raw_parts(self.address().cast::<u8>(), len.min(PAGE)) }.to_vec()
     }
 
     /// Waits until somebody waits for the page.
@@ -166,22 +175,99 @@ impl Drop for HeldLock {
 /// Nothing is delivered on loopback, until this is released or dropped.
 pub struct StalledDelivery {
     lock: HeldLock,
-    _pair: Pair,
+    connecting: JoinHandle<Result<(), Errno>>,
+    _listener: Socket,
 }
 
 impl StalledDelivery {
     pub fn new(setup: &Setup) -> anyhow::Result<Self> {
-        let pair = setup.pair(Kind::Stream)?;
-        let lock = HeldLock::of(&pair.server)?;
-        pair.client.send(b"!", 0)?;
-        // It is off the queue and with the worker, who waits for the lock.
-        wait_until("the worker takes a packet", || {
-            pair.client.unsent() == Ok(0)
+        let listener = Socket::listening(Kind::Stream)?;
+        let address = setup.address(&listener)?;
+        let lock = HeldLock::of(&listener)?;
+        let client = Socket::new(Kind::Stream)?;
+        client.set_connect_timeout(A_DAY)?;
+        let end = client.duplicate()?;
+        // Not without blocking: the timer of such a connect() keeps the socket until it expires.
+        let connecting = std::thread::spawn(move || end.connect(address));
+        // It gets its port and sends its request without giving the lock back.
+        wait_until("connect() waits", || {
+            client
+                .port()
+                .is_ok_and(|port| port != libc::VMADDR_PORT_ANY)
         })?;
-        Ok(Self { lock, _pair: pair })
+        // Everything that is sent from now on comes behind the request.
+        Ok(Self {
+            lock,
+            connecting,
+            _listener: listener,
+        })
     }
 
     pub fn release(self) -> anyhow::Result<()> {
-        self.lock.release()
+        self.lock.release()?;
+        self.connecting
+            .join()
+            .map_err(|_| anyhow::anyhow!("the thread that connects panicked"))??;
+        Ok(())
+    }
+}
+
+/// A system call that waits for memory with the lock of a connection held, until this is released
+/// or dropped.
+pub struct StalledCall {
+    page: Arc<StalledPage>,
+    call: Option<JoinHandle<Result<usize, Errno>>>,
+}
+
+impl StalledCall {
+    /// A `recv()` of what has come, into the page.
+    pub fn reader(socket: &Socket) -> anyhow::Result<Self> {
+        // SAFETY: The page is as long as stated.
+        Self::new(socket, |fd, page| unsafe { libc::recv(fd, page, PAGE, 0) })
+    }
+
+    /// A `send()` of the page.
+    pub fn writer(socket: &Socket) -> anyhow::Result<Self> {
+        // SAFETY: As above.
+        Self::new(socket, |fd, page| unsafe {
+            libc::send(fd, page, PAGE, libc::MSG_NOSIGNAL)
+        })
+    }
+
+    fn new(
+        socket: &Socket,
+        call: impl FnOnce(i32, *mut libc::c_void) -> isize + Send + 'static,
+    ) -> anyhow::Result<Self> {
+        let page = Arc::new(StalledPage::new()?);
+        let (socket, at) = (socket.duplicate()?, page.clone());
+        let call = std::thread::spawn(move || {
+            check(call(socket.as_raw_fd(), at.address()) as i64).map(|len| len as usize)
+        });
+        let stalled = Self {
+            page,
+            call: Some(call),
+        };
+        stalled.page.wait_for_access()?;
+        Ok(stalled)
+    }
+
+    /// Lets the call go on; the bytes of the page that it used.
+    pub fn release(mut self) -> anyhow::Result<Vec<u8>> {
+        self.page.release()?;
+        let call = self.call.take().context("released twice")?;
+        let len = call
+            .join()
+            .map_err(|_| anyhow::anyhow!("the thread of the call panicked"))??;
+        Ok(self.page.bytes(len))
+    }
+}
+
+impl Drop for StalledCall {
+    fn drop(&mut self) {
+        if let Some(call) = self.call.take() {
+            if self.page.release().is_ok() {
+                let _ = call.join();
+            }
+        }
     }
 }

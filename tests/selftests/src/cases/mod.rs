@@ -11,6 +11,7 @@ mod seqpacket;
 mod sockmap;
 mod source;
 mod splice;
+mod stall;
 mod trace;
 mod unload;
 mod uring;
@@ -25,6 +26,7 @@ pub const ALL: &[&[Case]] = &[
     seqpacket::CASES,
     ending::CASES,
     race::CASES,
+    stall::CASES,
     zerocopy::CASES,
     splice::CASES,
     uring::CASES,

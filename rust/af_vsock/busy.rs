@@ -1,0 +1,188 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Sockets whose lock somebody else holds, perhaps for long: what can be done without waiting.
+//!
+//! Who holds a socket lock may be waiting for memory, for as long as the owner of that memory likes
+//! (userfaultfd, a file system in user space). Whoever delivers packets to many sockets cannot wait
+//! for that. What needs the lock is left to its holder, who does it when giving the lock back: that
+//! is the backlog of `struct sock`, in which there is never more than one sk_buff of ours, without
+//! content.
+
+use crate::{state::Attachment, HeldSock, LockedSock, Sock, Transport};
+use core::{marker::PhantomData, ops::Deref, ptr::fn_addr_eq};
+use kernel::{alloc::AllocError, ffi::c_int, prelude::*};
+use rvsock_bindings::bindings;
+
+/// What a socket does with its backlog (`sk_backlog_rcv`).
+pub(crate) type BacklogReceive =
+    unsafe extern "C" fn(*mut bindings::sock, *mut bindings::sk_buff) -> c_int;
+
+/// A socket that was to be locked.
+pub enum Access<'a, T: Transport> {
+    /// It is locked.
+    Locked(LockedSock<'a>),
+    /// Somebody else holds the lock, and cannot give it back for as long as this exists.
+    Busy(BusySock<'a, T>),
+}
+
+/// A socket of `T` whose lock somebody else holds.
+///
+/// Nothing sleeps while this exists: it is a spinlock. Others of a transport's own nest inside.
+///
+/// # Invariants
+///
+/// The spinlock inside the socket lock is held, so that its holder can neither give it back nor
+/// change `sk_backlog_rcv`; `attachment` is the state of the socket.
+pub struct BusySock<'a, T: Transport> {
+    sock: &'a Sock,
+    attachment: &'a Attachment<T>,
+    _not_send: PhantomData<*mut ()>,
+}
+
+impl Sock {
+    /// Takes the socket lock; does not wait for it where that can be avoided: the socket has state
+    /// of `T`, and callbacks of its own only.
+    pub fn access<T: Transport>(&self) -> Access<'_, T> {
+        // SAFETY: The socket is valid. If this is false, the spinlock is held now.
+        if unsafe { bindings::lock_sock_or_slock(self.sk()) } {
+            return Access::Locked(LockedSock::taken(self));
+        }
+        // SAFETY: `sk_backlog_rcv` is ours from the time when `trans` was set to the time before it
+        // is unset, and that does not change under the spinlock that is held.
+        let attachment = unsafe {
+            let has_state = is_ours::<T>((*self.sk()).sk_backlog_rcv);
+            // Set by those who replace the socket's callbacks.
+            let is_watched = !(&raw const (*self.sk()).sk_user_data)
+                .read_volatile()
+                .is_null();
+            let trans = (*self.as_raw()).trans.cast::<Attachment<T>>();
+            trans.as_ref().filter(|_| has_state && !is_watched)
+        };
+        match attachment {
+            // INVARIANT: See above.
+            Some(attachment) => Access::Busy(BusySock {
+                sock: self,
+                attachment,
+                _not_send: PhantomData,
+            }),
+            None => {
+                // SAFETY: The spinlock is held.
+                unsafe { bindings::unlock_slock(self.sk()) };
+                Access::Locked(self.lock())
+            }
+        }
+    }
+}
+
+impl<T: Transport> Deref for BusySock<'_, T> {
+    type Target = Sock;
+
+    fn deref(&self) -> &Sock {
+        self.sock
+    }
+}
+
+impl<T: Transport> BusySock<'_, T> {
+    /// The shared part of the socket's state.
+    pub fn shared(&self) -> &T::Shared {
+        &self.attachment.shared
+    }
+
+    /// Whether the connection is over (`SOCK_DONE`).
+    pub fn is_done(&self) -> bool {
+        // SAFETY: The socket is valid; the flag is a bit that is read atomically.
+        unsafe { bindings::sock_flag(self.sk(), bindings::sock_flags_SOCK_DONE) }
+    }
+
+    /// `SO_RCVLOWAT`.
+    pub fn receive_low_water(&self) -> u32 {
+        // SAFETY: The socket is valid; the value is read at once. Never negative.
+        unsafe { bindings::sock_rcvlowat(self.sk()) as u32 }
+    }
+
+    /// Wakes who waits to receive, as `sock_def_readable()` does.
+    pub fn wake_readers(&self) {
+        // SAFETY: The socket is valid.
+        unsafe { bindings::wake_readers(self.sk()) }
+    }
+
+    /// Wakes who waits to send.
+    pub fn wake_writers(&self) {
+        // SAFETY: The socket is valid.
+        unsafe { bindings::wake_writers(self.sk()) }
+    }
+
+    /// Takes the socket out of the table of connected sockets: its peer may use its port again.
+    pub fn remove_connected(&self) {
+        // SAFETY: The socket is valid and we have a reference; the table has a lock of its own.
+        unsafe { bindings::vsock_remove_connected(self.as_raw()) }
+    }
+
+    /// Has the holder call [`Transport::resume`] when it gives the lock back.
+    pub fn call_back(&self) -> Result<(), AllocError> {
+        // SAFETY: The spinlock is held, as the backlog demands.
+        if unsafe { bindings::add_to_backlog(self.sk()) } {
+            Ok(())
+        } else {
+            Err(AllocError)
+        }
+    }
+}
+
+impl<T: Transport> Drop for BusySock<'_, T> {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariants the spinlock is held.
+        unsafe { bindings::unlock_slock(self.sk()) }
+    }
+}
+
+fn is_ours<T: Transport>(function: Option<BacklogReceive>) -> bool {
+    // Two copies of the function would make this false: then there is waiting, as in C.
+    function.is_some_and(|function| fn_addr_eq(function, resume::<T> as BacklogReceive))
+}
+
+/// Makes the backlog of a socket that has got its state ours.
+///
+/// # Safety
+///
+/// The lock of the socket is held, and its `trans` is an [`Attachment<T>`] until
+/// [`give_backlog_back`].
+pub(crate) unsafe fn take_backlog<T: Transport>(sock: &Sock) {
+    // SAFETY: By the requirements of this function.
+    unsafe { bindings::set_backlog_rcv(sock.sk(), Some(resume::<T>)) }
+}
+
+/// Ends what [`take_backlog`] began. What is in the backlog is an empty sk_buff, which the core puts
+/// where it is freed with the socket.
+///
+/// # Safety
+///
+/// The lock of the socket is held, or nobody else knows it; `original` is what it had.
+pub(crate) unsafe fn give_backlog_back(sock: &Sock, original: Option<BacklogReceive>) {
+    // SAFETY: By the requirements of this function.
+    unsafe { bindings::set_backlog_rcv(sock.sk(), original) }
+}
+
+/// Called for the sk_buff that [`BusySock::call_back`] left, by who gives the lock back.
+///
+/// # Safety
+///
+/// The lock of `sk`, a vsock socket, is held; `skb` is ours to free.
+unsafe extern "C" fn resume<T: Transport>(
+    sk: *mut bindings::sock,
+    skb: *mut bindings::sk_buff,
+) -> c_int {
+    // SAFETY: By the requirements of this function.
+    unsafe {
+        bindings::consume_skb(skb);
+        // Some give the lock back in order to sleep, and have said so already. They will look again
+        // instead.
+        bindings::stay_awake();
+    }
+    // SAFETY: The lock is held, and its holder uses no state while giving it back.
+    let mut sock = unsafe { HeldSock::from_raw(sk.cast()) };
+    if sock.attached::<T>().is_some() {
+        T::resume(sock);
+    }
+    0
+}
