@@ -296,7 +296,10 @@ fn what_is_redirected_reaches_the_reader_of_a_unix_socket(setup: &Setup) -> anyh
     map.insert_at(OUTPUT, &reader)?;
     from.client.send_all(b"over to the other family")?;
     let mut bytes = [0; 24];
-    reader.read_exact(&mut bytes)?;
+    // What arrives just before it would sleep makes it return EAGAIN (`unix_msg_wait_data()`).
+    wait_until("something to read", || {
+        reader.read_exact(&mut bytes).is_ok()
+    })?;
     ensure_eq!(&bytes, b"over to the other family");
     Ok(())
 }
