@@ -45,18 +45,15 @@ impl Sock {
     pub fn access<T: Transport>(&self) -> Access<'_, T> {
         // SAFETY: The socket is valid. If this is false, the spinlock is held now.
         if unsafe { bindings::lock_sock_or_slock(self.sk()) } {
-            return Access::Locked(LockedSock::taken(self));
+            // SAFETY: The lock was taken just now.
+            return Access::Locked(unsafe { LockedSock::taken(self) });
         }
         // SAFETY: `sk_backlog_rcv` is ours from the time when `trans` was set to the time before it
         // is unset, and that does not change under the spinlock that is held.
         let attachment = unsafe {
             let has_state = is_ours::<T>((*self.sk()).sk_backlog_rcv);
-            // Set by those who replace the socket's callbacks.
-            let is_watched = !(&raw const (*self.sk()).sk_user_data)
-                .read_volatile()
-                .is_null();
             let trans = (*self.as_raw()).trans.cast::<Attachment<T>>();
-            trans.as_ref().filter(|_| has_state && !is_watched)
+            trans.as_ref().filter(|_| has_state && !self.is_watched())
         };
         match attachment {
             // INVARIANT: See above.
@@ -86,18 +83,6 @@ impl<T: Transport> BusySock<'_, T> {
     /// The shared part of the socket's state.
     pub fn shared(&self) -> &T::Shared {
         &self.attachment.shared
-    }
-
-    /// Whether the connection is over (`SOCK_DONE`).
-    pub fn is_done(&self) -> bool {
-        // SAFETY: The socket is valid; the flag is a bit that is read atomically.
-        unsafe { bindings::sock_flag(self.sk(), bindings::sock_flags_SOCK_DONE) }
-    }
-
-    /// `SO_RCVLOWAT`.
-    pub fn receive_low_water(&self) -> u32 {
-        // SAFETY: The socket is valid; the value is read at once. Never negative.
-        unsafe { bindings::sock_rcvlowat(self.sk()) as u32 }
     }
 
     /// Wakes who waits to receive, as `sock_def_readable()` does.

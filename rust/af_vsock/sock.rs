@@ -202,11 +202,36 @@ impl Sock {
         }
     }
 
+    /// Whether the connection is over (`SOCK_DONE`).
+    #[inline]
+    pub fn is_done(&self) -> bool {
+        self.flag(bindings::sock_flags_SOCK_DONE)
+    }
+
+    fn flag(&self, flag: bindings::sock_flags) -> bool {
+        // SAFETY: The socket is valid; flags are bits that are read atomically.
+        unsafe { bindings::sock_flag(self.sk(), flag) }
+    }
+
+    /// `SO_RCVLOWAT`: fewer bytes than these do not wake a reader.
+    pub fn receive_low_water(&self) -> u32 {
+        // SAFETY: The socket is valid; the value is read at once. Never negative.
+        unsafe { bindings::sock_rcvlowat(self.sk()) as u32 }
+    }
+
+    /// Whether somebody may have replaced the socket's callbacks: who does that sets `sk_user_data`.
+    pub(crate) fn is_watched(&self) -> bool {
+        // SAFETY: The socket is valid; others may be writing, hence the volatile read.
+        let data = unsafe { (&raw const (*self.sk()).sk_user_data).read_volatile() };
+        !data.is_null()
+    }
+
     /// Takes the socket lock. May sleep, for as long as its owner likes.
     pub fn lock(&self) -> LockedSock<'_> {
         // SAFETY: The socket is valid.
         unsafe { bindings::lock_sock_nested(self.sk(), 0) };
-        LockedSock::taken(self)
+        // SAFETY: The lock was taken just now.
+        unsafe { LockedSock::taken(self) }
     }
 }
 
@@ -221,9 +246,11 @@ pub struct LockedSock<'a> {
 }
 
 impl<'a> LockedSock<'a> {
-    /// For those who have taken the lock just now.
-    pub(crate) fn taken(sock: &'a Sock) -> Self {
-        // INVARIANT: As the caller says.
+    /// # Safety
+    ///
+    /// This thread has taken the lock, and nothing else will release it.
+    pub(crate) unsafe fn taken(sock: &'a Sock) -> Self {
+        // INVARIANT: By the requirements of this function.
         Self {
             sock,
             _not_send: PhantomData,
@@ -234,7 +261,8 @@ impl<'a> LockedSock<'a> {
     pub(crate) fn lock_child(sock: &'a Sock) -> Self {
         // SAFETY: The socket is valid.
         unsafe { bindings::lock_child(sock.sk()) };
-        Self::taken(sock)
+        // SAFETY: The lock was taken just now.
+        unsafe { Self::taken(sock) }
     }
 
     /// The socket, for a call that needs its lock.
@@ -366,12 +394,6 @@ impl<'a> HeldSock<'a> {
         }
     }
 
-    /// Whether the connection is over (`SOCK_DONE`).
-    #[inline]
-    pub fn is_done(&self) -> bool {
-        self.flag(bindings::sock_flags_SOCK_DONE)
-    }
-
     /// The connection is over; what was received can still be read.
     pub fn set_done(&mut self) {
         // SAFETY: The lock is held.
@@ -381,11 +403,6 @@ impl<'a> HeldSock<'a> {
     /// Whether `SO_ZEROCOPY` is set.
     pub fn wants_zerocopy(&self) -> bool {
         self.flag(bindings::sock_flags_SOCK_ZEROCOPY)
-    }
-
-    fn flag(&self, flag: bindings::sock_flags) -> bool {
-        // SAFETY: The lock is held.
-        unsafe { bindings::sock_flag(self.sk(), flag) }
     }
 
     /// Address of this end.
@@ -437,12 +454,6 @@ impl<'a> HeldSock<'a> {
         unsafe { bindings::sk_acceptq_is_full(self.sk()) }
     }
 
-    /// `SO_RCVLOWAT`: fewer bytes than these do not wake a reader.
-    pub fn receive_low_water(&self) -> u32 {
-        // SAFETY: The lock is held. Never negative.
-        unsafe { bindings::sock_rcvlowat(self.sk()) as u32 }
-    }
-
     /// The window this end offers (`SO_VM_SOCKETS_BUFFER_SIZE`), cut down to what fits a header.
     pub fn clamp_buffer_size(&mut self) -> u32 {
         // SAFETY: The lock is held.
@@ -479,12 +490,14 @@ impl<'a> HeldSock<'a> {
     /// Not through the core's own callback, which would look at the memory of packets that were
     /// sent and not taken back.
     pub fn report_space(&mut self) {
-        // SAFETY: The lock is held; the callback is set as long as the socket exists. Who replaces
-        // callbacks sets `sk_user_data`.
+        // SAFETY: The lock is held.
+        unsafe { bindings::wake_writers(self.sk()) };
+        if !self.is_watched() {
+            return;
+        }
+        // SAFETY: The lock is held; the callback is set as long as the socket exists.
         unsafe {
-            bindings::wake_writers(self.sk());
-            let replaced = (*self.sk()).sk_write_space;
-            if let Some(write_space) = replaced.filter(|_| !(*self.sk()).sk_user_data.is_null()) {
+            if let Some(write_space) = (*self.sk()).sk_write_space {
                 write_space(self.sk());
             }
         }

@@ -57,8 +57,8 @@ pub(crate) struct Device {
     pieces_max: usize,
     #[pin]
     pub(crate) transmitter: SpinLock<Transmitter>,
-    /// Whether the transmitter waits for a callback.
-    awaits_transmitted: Arc<Atomic<bool>>,
+    /// Whether the transmitter waits for the callback of its ring.
+    awaits_callback: Arc<Atomic<bool>>,
     #[pin]
     pub(crate) receiver: Mutex<Option<Receiver>>,
     #[pin]
@@ -209,8 +209,8 @@ impl Device {
         let pieces_max = tx.size();
         let reply_limit = rx.size();
         let ring: OutQueue<_, _, HEADER_LEN> = OutQueue::new(tx)?;
-        let awaits_transmitted = Arc::new(Atomic::new(false), GFP_KERNEL)?;
-        let transmitter = Transmitter::new(ring, reply_limit, awaits_transmitted.clone())?;
+        let awaits_callback = Arc::new(Atomic::new(false), GFP_KERNEL)?;
+        let transmitter = Transmitter::new(ring, reply_limit, awaits_callback.clone())?;
         let receiver = Receiver::new(InQueue::new(rx)?);
         let events = Events::new(InQueue::new(event)?);
         Arc::pin_init(
@@ -220,7 +220,7 @@ impl Device {
                 has_seqpacket,
                 pieces_max,
                 transmitter <- new_spinlock!(transmitter, "Device::transmitter"),
-                awaits_transmitted,
+                awaits_callback,
                 receiver <- new_mutex!(Some(receiver), "Device::receiver"),
                 events <- new_mutex!(Some(events), "Device::events"),
                 receive_work <- new_work!("Device::receive_work"),
@@ -297,7 +297,7 @@ where
 
 /// The callback of the transmit ring. Any context.
 fn transmitted() {
-    let is_awaited = |device: &Device| device.awaits_transmitted.load(ordering::Relaxed);
+    let is_awaited = |device: &Device| device.awaits_callback.load(ordering::Relaxed);
     if DEVICE.with(is_awaited) == Some(true) {
         schedule::<TRANSMIT>();
     }

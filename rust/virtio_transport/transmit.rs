@@ -52,15 +52,16 @@ pub(crate) struct Transmitter {
 /// What will take back what the device has read, beside a sender that needs the room.
 struct Reclaim {
     by: Reclaimer,
-    /// Whether that is the callback.
-    is_callback: Arc<Atomic<bool>>,
+    /// Whether that is the callback: where queues share an interrupt, it comes with those of the
+    /// others as well.
+    awaits_callback: Arc<Atomic<bool>>,
 }
 
 impl Reclaim {
     fn leave_to(&mut self, reclaimer: Reclaimer) {
         self.by = reclaimer;
         // The callback is enabled after this, with a barrier in between.
-        self.is_callback
+        self.awaits_callback
             .store(reclaimer == Reclaimer::Callback, ordering::Relaxed);
     }
 }
@@ -99,12 +100,11 @@ pub(crate) struct Aftermath {
 }
 
 impl Transmitter {
-    /// `is_callback` is to say whether the callback of the ring means anything: where queues share
-    /// an interrupt, it comes with those of the others, too.
+    /// `awaits_callback` is to say whether the callback of the ring means anything.
     pub(crate) fn new(
         ring: Ring,
         reply_limit: usize,
-        is_callback: Arc<Atomic<bool>>,
+        awaits_callback: Arc<Atomic<bool>>,
     ) -> Result<Self> {
         Ok(Self {
             ring: Some(ring),
@@ -117,7 +117,7 @@ impl Transmitter {
             awaited: 0,
             reclaim: Reclaim {
                 by: Reclaimer::Nobody,
-                is_callback,
+                awaits_callback,
             },
             is_broken: false,
         })
