@@ -3,9 +3,9 @@
 
 use anyhow::ensure;
 use rvsock_selftests::pattern::Pattern;
-use rvsock_selftests::socket::{Address, Kind, Socket};
+use rvsock_selftests::socket::{Kind, Socket};
 
-use crate::echo::connect;
+use crate::echo::{connect, listen};
 
 /// Bytes of a write, and of a window.
 const PIECE: usize = 1 << 20;
@@ -47,10 +47,7 @@ pub fn receive(port: u32) -> anyhow::Result<()> {
     let expected = Expected::new();
     let listener = Socket::new(Kind::Stream)?;
     listener.set_window(PIECE as u64)?;
-    let cid = libc::VMADDR_CID_ANY;
-    listener.bind(Address { cid, port })?;
-    listener.listen(1)?;
-    println!("listening");
+    listen(&listener, port, 1)?;
     let socket = listener.accept()?;
     let mut buffer = vec![0; PIECE];
     let mut position = 0;

@@ -26,6 +26,15 @@ pub fn connect(kind: Kind, cid: u32, port: u32) -> anyhow::Result<Socket> {
     Ok(socket)
 }
 
+/// Makes a socket one that listens at `port`, and says so.
+pub fn listen(socket: &Socket, port: u32, backlog: i32) -> anyhow::Result<()> {
+    let cid = libc::VMADDR_CID_ANY;
+    socket.bind(Address { cid, port })?;
+    socket.listen(backlog)?;
+    println!("listening");
+    Ok(())
+}
+
 /// Sends back what comes in, until there is nothing more.
 pub fn send_back(socket: &Socket) -> Result<(), Errno> {
     let mut buffer = vec![0; 2 * PIECE];
@@ -41,11 +50,8 @@ pub fn send_back(socket: &Socket) -> Result<(), Errno> {
 /// Sends back what comes in on connections to `port`.
 pub fn serve(port: u32) -> anyhow::Result<()> {
     let listener = Socket::new(Kind::Stream)?;
-    let cid = libc::VMADDR_CID_ANY;
-    listener.bind(Address { cid, port })?;
     // Who connects is not made to wait, and may be quicker than this.
-    listener.listen(4096)?;
-    println!("listening");
+    listen(&listener, port, 4096)?;
     loop {
         let socket = listener.accept()?;
         thread::spawn(move || {

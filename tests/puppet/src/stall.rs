@@ -7,9 +7,9 @@ use anyhow::{ensure, Context};
 use rvsock_selftests::case::wait_until;
 use rvsock_selftests::errno::Errno;
 use rvsock_selftests::fault::StalledCall;
-use rvsock_selftests::socket::{Address, Kind, Socket};
+use rvsock_selftests::socket::{Kind, Socket};
 
-use crate::echo::connect;
+use crate::echo::{connect, listen};
 
 /// How long a connection may take that nobody holds up.
 const AT_ONCE: Duration = Duration::from_secs(10);
@@ -20,10 +20,7 @@ const BEAT: Duration = Duration::from_millis(100);
 /// Sends a byte now and then to who connects, until that fails.
 pub fn beat(port: u32) -> anyhow::Result<()> {
     let listener = Socket::new(Kind::Stream)?;
-    let cid = libc::VMADDR_CID_ANY;
-    listener.bind(Address { cid, port })?;
-    listener.listen(1)?;
-    println!("listening");
+    listen(&listener, port, 1)?;
     let socket = listener.accept()?;
     let mut sent = 0u64;
     while socket.send(&[sent as u8], 0).is_ok() {

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use anyhow::ensure;
 use rvsock_selftests::pattern::Pattern;
-use rvsock_selftests::socket::{Address, Kind, Socket};
+use rvsock_selftests::socket::{Kind, Socket};
 
-use crate::echo::connect;
+use crate::echo::{connect, listen};
 
 /// Bytes of the largest message.
 const LARGEST: usize = 4000;
@@ -51,10 +51,7 @@ pub fn write(cid: u32, port: u32, writers: u32, messages: u32) -> anyhow::Result
 /// messages.
 pub fn read_slowly(port: u32, writers: usize, every: usize, pause: Duration) -> anyhow::Result<()> {
     let listener = Socket::new(Kind::Seqpacket)?;
-    let cid = libc::VMADDR_CID_ANY;
-    listener.bind(Address { cid, port })?;
-    listener.listen(128)?;
-    println!("listening");
+    listen(&listener, port, 128)?;
     let mut sockets = Vec::new();
     for _ in 0..writers {
         sockets.push(listener.accept()?);
