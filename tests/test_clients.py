@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import pytest
 import rig
 from bench import load
-from peers import vsockmon
+from peers import ssh, vsockmon
 from rig import programs, runs
 
 pytestmark = pytest.mark.clients
@@ -27,7 +27,6 @@ SSH = ("sshd", "/usr/lib/openssh/sshd-session", "/usr/lib/openssh/sshd-auth", "s
 GENERATOR = "/usr/lib/systemd/system-generators/systemd-ssh-generator"
 PROGRAMS = ("socat", "ss", "tcpdump", *PYTHON, *SSH, GENERATOR)
 MEMORY = 768
-SSH_CONFIG = "/usr/lib/systemd/ssh_config.d/20-systemd-ssh-proxy.conf"
 
 MIB = 1 << 20
 BULK = 8 * MIB
@@ -184,14 +183,13 @@ def test_ssh_through_the_proxy_of_systemd(machines):
     host, guest = machines
     guest.shell("mkdir -p -m 755 /run/sshd /etc/ssh; mkdir -p -m 700 /root/.ssh")
     guest.shell("test -e /etc/ssh/ssh_host_ed25519_key || ssh-keygen -q -t ed25519 -N '' -f /etc/ssh/ssh_host_ed25519_key")
-    host.shell("rm -rf /run/client; mkdir -m 700 /run/client; ssh-keygen -q -t ed25519 -N '' -f /run/client/key")
-    key = host.run(["cat", "/run/client/key.pub"]).stdout
+    key = ssh.make_key(host)
     guest.shell("cat >/root/.ssh/authorized_keys; : >/etc/ssh/sshd_config", input=key.encode())
     server = guest.start(["socat", "VSOCK-LISTEN:22,reuseaddr,fork", "EXEC:/usr/sbin/sshd -i -e,nofork"])
     try:
         wait_for_listener(guest, 22)
-        command = ["ssh", "-F", SSH_CONFIG, "-i", "/run/client/key", "-o", "BatchMode=yes", f"root@vsock/{CID_GUEST}"]
-        answer = host.run([*command, "hostname; wc -c"], input=b"x" * 100_000, timeout=TIMEOUT * runs.patience())
+        command = ssh.command(CID_GUEST, "hostname; wc -c")
+        answer = host.run(command, input=b"x" * 100_000, timeout=TIMEOUT * runs.patience())
     finally:
         print(server.stderr)
         server.kill()

@@ -11,6 +11,7 @@ import typing
 
 import pytest
 import rig
+from peers import ssh
 from rig import runs
 
 pytestmark = pytest.mark.clients
@@ -19,8 +20,6 @@ CID = 3
 MEMORY = 1024
 NOTIFY_PORT = 9999
 NOTIFIED = "/run/notified"
-SSH_CONFIG = "/usr/lib/systemd/ssh_config.d/20-systemd-ssh-proxy.conf"
-KEY = "/run/client/key"
 
 # The longest, the start of the system, takes 40 s on a quiet machine.
 TIMEOUT = 300.0
@@ -31,8 +30,7 @@ class System(typing.NamedTuple):
     guest: rig.Guest
 
     def ssh(self, script: str, **options) -> rig.Result:
-        command = ["ssh", "-F", SSH_CONFIG, "-i", KEY, "-o", "BatchMode=yes", f"root@vsock/{CID}", script]
-        return self.host.run(command, timeout=TIMEOUT * runs.patience(), **options)
+        return self.host.run(ssh.command(CID, script), timeout=TIMEOUT * runs.patience(), **options)
 
 
 @contextlib.contextmanager
@@ -60,11 +58,11 @@ def kernel_arguments(key: str) -> list[str]:
 def system(host):
     """A guest that runs systemd; both modules are ours."""
     host.load("host", "rust")
-    host.shell(f"rm -rf $(dirname {KEY}) {NOTIFIED}; mkdir -m 700 $(dirname {KEY}); ssh-keygen -q -t ed25519 -N '' -f {KEY}")
-    key = host.run(["cat", f"{KEY}.pub"]).stdout
+    host.run(["rm", "-f", NOTIFIED])
+    arguments = kernel_arguments(ssh.make_key(host))
     with (
         listening_for_notifications(host),
-        host.guest(cid=CID, memory=MEMORY, kernel=kernel_arguments(key), system=True) as guest,
+        host.guest(cid=CID, memory=MEMORY, kernel=arguments, system=True) as guest,
     ):
         guest.load("guest", "rust")
         guest.run(["chroot", rig.SYSTEM_ROOT, "ssh-keygen", "-A"])
