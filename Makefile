@@ -16,7 +16,7 @@ setup: ## provision toolchain, kernel and virtual machines (also done on demand)
 # Without KDIR they are built in the provisioned tree, for its kernel.
 KCC = $(shell sed -n 's/^CONFIG_CC_VERSION_TEXT="\{0,1\}\([^" ]*\).*/\1/p' $(KDIR)/include/config/auto.conf)
 O ?= $(CURDIR)/build/$(shell cat $(KDIR)/include/config/kernel.release 2>/dev/null)
-kbuild = $(MAKE) -C $(KDIR) M=$(CURDIR) MO=$(O) CC=$(KCC) $(addprefix ARCH=,$(KARCH))
+kbuild = $(MAKE) -C $(KDIR) M=$(CURDIR) MO=$(O) $(if $(KLLVM),LLVM=1,CC=$(KCC)) $(addprefix ARCH=,$(KARCH))
 
 .PHONY: modules clean
 ifdef KDIR

@@ -30,6 +30,8 @@ class Flavour:
     image: str
     # Files that `make` compiles and links for all of it; measured, only the estimate depends on it.
     steps: int
+    # Built by LLVM: with KASAN, the kernel takes Rust from no other compiler.
+    clang: bool = False
 
 
 STOCK = "stock"
@@ -43,6 +45,15 @@ FLAVOURS = {
             "x86",
             "arch/x86/boot/bzImage",
             2550,
+        ),
+        Flavour(
+            "kasan",
+            "checks every access to memory, arithmetic, locks; in the virtual machines",
+            ("base", "vm", "sanitizers"),
+            "x86",
+            "arch/x86/boot/bzImage",
+            2550,
+            clang=True,
         ),
         Flavour(
             "uml",
@@ -133,7 +144,7 @@ class FlavourTree(BuildTree):
 
     def variables(self) -> dict[str, str]:
         if self.arch != "um":
-            return super().variables()
+            return super().variables() | ({"KLLVM": "1"} if self.flavour.clang else {})
         # arch/um compiles Rust as position-independent, with references that its module loader does
         # not know; and C, but not Rust, for modules that lie far from the kernel.
         return super().variables() | {"KRUSTFLAGS": "-Crelocation-model=static -Ccode-model=large"}
@@ -165,6 +176,9 @@ class FlavourTree(BuildTree):
             (self.path / READY).unlink()
             self.log.unlink(missing_ok=True)
         compiled_by = f"CC={compiler(stock.path / '.config')}"
+        if self.flavour.clang:
+            self.tree.install("LLVM, which builds this kernel", ["clang", "lld", "llvm"])
+            compiled_by = "LLVM=1"
         self._configure(compiled_by)
         target = pathlib.PurePath(self.flavour.image).name
         with Step(f"kernel {self.release}", Progress(self.log, self.flavour.steps)):

@@ -50,6 +50,8 @@ def configured(option: str) -> bool:
 
 def patience() -> int:
     """How much slower than the stock kernel things may be: checks of locks and memory cost 4-5 times."""
+    if configured("CONFIG_KASAN"):
+        return 8
     return 5 if configured("CONFIG_PROVE_LOCKING") or configured("CONFIG_DEBUG_KMEMLEAK") else 1
 
 
