@@ -15,6 +15,8 @@ setup: ## provision toolchain, kernel and virtual machines (also done on demand)
 # Modules for KDIR, a kernel build tree with Rust metadata; objects and modules land in $(O).
 # Without KDIR they are built in the provisioned tree, for its kernel.
 KCC = $(shell sed -n 's/^CONFIG_CC_VERSION_TEXT="\{0,1\}\([^" ]*\).*/\1/p' $(KDIR)/include/config/auto.conf)
+# Of a kernel built by LLVM the text names no command, and all tools have to be LLVM's.
+KLLVM = $(shell sed -n 's/^CONFIG_CC_IS_CLANG=//p' $(KDIR)/include/config/auto.conf)
 O ?= $(CURDIR)/build/$(shell cat $(KDIR)/include/config/kernel.release 2>/dev/null)
 kbuild = $(MAKE) -C $(KDIR) M=$(CURDIR) MO=$(O) $(if $(KLLVM),LLVM=1,CC=$(KCC)) $(addprefix ARCH=,$(KARCH))
 

@@ -144,7 +144,7 @@ class FlavourTree(BuildTree):
 
     def variables(self) -> dict[str, str]:
         if self.arch != "um":
-            return super().variables() | ({"KLLVM": "1"} if self.flavour.clang else {})
+            return super().variables()
         # arch/um compiles Rust as position-independent, with references that its module loader does
         # not know; and C, but not Rust, for modules that lie far from the kernel.
         return super().variables() | {"KRUSTFLAGS": "-Crelocation-model=static -Ccode-model=large"}
@@ -177,7 +177,8 @@ class FlavourTree(BuildTree):
             self.log.unlink(missing_ok=True)
         compiled_by = f"CC={compiler(stock.path / '.config')}"
         if self.flavour.clang:
-            self.tree.install("LLVM, which builds this kernel", ["clang", "lld", "llvm"])
+            with self.cache.lock("tree"):
+                self.tree.install("LLVM, which builds this kernel", ["clang", "lld", "llvm"])
             compiled_by = "LLVM=1"
         self._configure(compiled_by)
         target = pathlib.PurePath(self.flavour.image).name
