@@ -52,7 +52,7 @@ FLAVOURS = {
             ("base", "vm", "sanitizers"),
             "x86",
             "arch/x86/boot/bzImage",
-            2550,
+            2580,
             clang=True,
         ),
         Flavour(
@@ -167,6 +167,8 @@ class FlavourTree(BuildTree):
 
     def build(self, stock: BuildTree) -> None:
         """Builds and installs the kernel, or what is missing of it."""
+        # Before: a fragment may change while it is built.
+        fingerprint = self._fingerprint
         if not self.marked(UNPACKED, self.kernel.source_version):
             self.cache.require_space(GIGABYTES)
             self.unpack()
@@ -186,7 +188,7 @@ class FlavourTree(BuildTree):
             self.make(compiled_by, target, "modules")
         self.check_release()
         self._install(compiled_by)
-        (self.path / READY).write_text(self._fingerprint)
+        (self.path / READY).write_text(fingerprint)
 
     def _configure(self, compiled_by: str) -> None:
         (self.path / "rvsock.config").write_text(self.fragment)
