@@ -166,7 +166,7 @@ def test_the_error_of_a_parallel_make_is_shown_not_what_came_after(env):
 
 def test_an_unknown_kernel_is_answered_with_those_there_are(env, capsys):
     message = fails(env, ["setup", "--kernel", "debgu"], capsys)
-    assert "no kernel 'debgu'" in message and "stock, debug, uml, uml-debug" in message
+    assert "no kernel 'debgu'" in message and "stock, debug, kasan, uml, uml-debug" in message
 
 
 def test_the_kernel_is_chosen_by_option_or_variable(env, monkeypatch):
