@@ -86,7 +86,8 @@ def test_the_kernel_and_other_connections_survive(request, machines, seed):
         print(device.run(f"attack --seed {seed} --steps {steps}", timeout))
     except (AssertionError, rig.CommandTimeout) as error:
         again = f"make test T=the_kernel_and_other_connections SEED={seed} STEPS={steps}"
-        raise AssertionError(f"{error}\nto repeat it: {again}\n{guest.console.tail()}") from None
+        state = vhost_user.puppet_state(guest)
+        raise AssertionError(f"{error}\nto repeat it: {again}\n{guest.console.tail()}\n{state}") from None
 
 
 def events(device: vhost_user.Device, guest: rig.Guest, seed: int, steps: int) -> str:
