@@ -68,16 +68,17 @@ def obeying(guest: rig.Guest) -> Iterator[rig.Command]:
 
 
 def puppet_state(guest: rig.Guest) -> str:
-    """Where the program in the guest and workers that are not idle wait, and interrupts: what is to
-    be known of a test that failed.
+    """Where the program in the guest and workers that are not idle wait, and whether they do or were
+    only not given a CPU; sockets and interrupts: what is to be known of a test that failed.
     """
     script = """
     for task in /proc/[0-9]*/task/*; do
         name=$(cat $task/comm)
         case $name in
         rvsock-puppet | kworker/*) head -n 1 $task/stack | grep -q 'worker_thread\\|rescuer_thread' ||
-            { echo "$task $name"; cat $task/stack; } ;;
+            { echo "$task $name"; grep State $task/status; cat $task/stack; } ;;
         esac
     done
+    ss --vsock --all --numeric --processes
     grep virtio /proc/interrupts"""
     return guest.run(["sh", "-c", script], check=False).stdout

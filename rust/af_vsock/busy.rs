@@ -1,12 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Sockets whose lock somebody else holds, perhaps for long: what can be done without waiting.
+//! Sockets without their lock: what can be done without waiting for it.
 //!
 //! Who holds a socket lock may be waiting for memory, for as long as the owner of that memory likes
 //! (userfaultfd, a file system in user space). Whoever delivers packets to many sockets cannot wait
 //! for that. What needs the lock is left to its holder, who does it when giving the lock back: that
 //! is the backlog of `struct sock`, in which there is never more than one sk_buff of ours, without
 //! content.
+//!
+//! What runs in a soft interrupt cannot wait at all, and does without the lock whether somebody holds
+//! it or not.
 
 use crate::{state::Attachment, HeldSock, LockedSock, Sock, Transport};
 use core::{marker::PhantomData, ops::Deref, ptr::fn_addr_eq};
@@ -25,16 +28,17 @@ pub enum Access<'a, T: Transport> {
     Busy(BusySock<'a, T>),
 }
 
-/// A socket of `T` whose lock somebody else holds.
+/// A socket of `T` whose lock cannot be taken, and not be given back by who holds it.
 ///
 /// Nothing sleeps while this exists: it is a spinlock. Others of a transport's own nest inside.
 ///
 /// # Invariants
 ///
-/// The spinlock inside the socket lock is held, so that its holder can neither give it back nor
-/// change `sk_backlog_rcv`; `attachment` is the state of the socket.
+/// The spinlock inside the socket lock is held, so that `sk_backlog_rcv` does not change, nor who
+/// holds the lock: somebody, if `is_owned`. `attachment` is the state of the socket.
 pub struct BusySock<'a, T: Transport> {
     sock: &'a Sock,
+    is_owned: bool,
     attachment: &'a Attachment<T>,
     _not_send: PhantomData<*mut ()>,
 }
@@ -48,6 +52,30 @@ impl Sock {
             // SAFETY: The lock was taken just now.
             return Access::Locked(unsafe { LockedSock::taken(self) });
         }
+        // SAFETY: The spinlock is held, and somebody holds the lock.
+        match unsafe { self.busy(true) } {
+            Some(busy) => Access::Busy(busy),
+            None => Access::Locked(self.lock()),
+        }
+    }
+
+    /// Keeps everybody from taking the socket lock, or from giving it back. Does not wait for the
+    /// lock; any context but a hard interrupt. None where [`Sock::access`] would have to wait.
+    pub fn try_access<T: Transport>(&self) -> Option<BusySock<'_, T>> {
+        // SAFETY: The socket is valid. Then the spinlock is held.
+        unsafe {
+            let is_owned = bindings::lock_slock(self.sk());
+            self.busy(is_owned)
+        }
+    }
+
+    /// Gives the spinlock back where it does not help.
+    ///
+    /// # Safety
+    ///
+    /// The spinlock inside the socket lock is held, and ours to give back; `is_owned`: somebody holds
+    /// the socket lock.
+    unsafe fn busy<T: Transport>(&self, is_owned: bool) -> Option<BusySock<'_, T>> {
         // SAFETY: `sk_backlog_rcv` is ours from the time when `trans` was set to the time before it
         // is unset, and that does not change under the spinlock that is held.
         let attachment = unsafe {
@@ -55,19 +83,17 @@ impl Sock {
             let trans = (*self.as_raw()).trans.cast::<Attachment<T>>();
             trans.as_ref().filter(|_| has_state && !self.is_watched())
         };
-        match attachment {
-            // INVARIANT: See above.
-            Some(attachment) => Access::Busy(BusySock {
-                sock: self,
-                attachment,
-                _not_send: PhantomData,
-            }),
-            None => {
-                // SAFETY: The spinlock is held.
-                unsafe { bindings::unlock_slock(self.sk()) };
-                Access::Locked(self.lock())
-            }
+        if attachment.is_none() {
+            // SAFETY: The spinlock is held.
+            unsafe { bindings::unlock_slock(self.sk()) };
         }
+        // INVARIANT: See above.
+        attachment.map(|attachment| BusySock {
+            sock: self,
+            is_owned,
+            attachment,
+            _not_send: PhantomData,
+        })
     }
 }
 
@@ -103,10 +129,16 @@ impl<T: Transport> BusySock<'_, T> {
         unsafe { bindings::vsock_remove_connected(self.as_raw()) }
     }
 
-    /// Has the holder call [`Transport::resume`] when it gives the lock back.
+    /// Whether somebody holds the socket lock.
+    pub fn is_owned(&self) -> bool {
+        self.is_owned
+    }
+
+    /// Has the holder call [`Transport::resume`] when it gives the lock back; an error if there is
+    /// no memory for that, or no holder.
     pub fn call_back(&self) -> Result<(), AllocError> {
         // SAFETY: The spinlock is held, as the backlog demands.
-        if unsafe { bindings::add_to_backlog(self.sk()) } {
+        if self.is_owned && unsafe { bindings::add_to_backlog(self.sk()) } {
             Ok(())
         } else {
             Err(AllocError)

@@ -70,6 +70,13 @@ bool rvsock_helper_lock_sock_or_slock(struct sock *sk)
 	return true;
 }
 
+/* Takes the spinlock inside the socket lock; whether somebody holds the socket lock. */
+bool rvsock_helper_lock_slock(struct sock *sk)
+{
+	spin_lock_bh(&sk->sk_lock.slock);
+	return sock_owned_by_user_nocheck(sk);
+}
+
 void rvsock_helper_unlock_slock(struct sock *sk)
 {
 	spin_unlock_bh(&sk->sk_lock.slock);

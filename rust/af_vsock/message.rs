@@ -3,7 +3,10 @@
 //! What `sendmsg()` and `recvmsg()` hand over.
 
 use core::marker::PhantomData;
-use kernel::iov::{IovIterDest, IovIterSource};
+use kernel::{
+    iov::{IovIterDest, IovIterSource},
+    prelude::*,
+};
 use rvsock_bindings::bindings;
 
 /// Shorter pieces are copied where they come first: record markers, headers of protocols.
@@ -83,6 +86,16 @@ impl Message<'_, true> {
     /// Bytes left to send.
     pub fn remaining(&mut self) -> usize {
         self.source().len()
+    }
+
+    /// Does something with what comes next in the message; if that fails, nothing of it was taken.
+    pub fn attempt<T>(&mut self, work: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
+        let before = self.remaining();
+        work(self).inspect_err(|_| {
+            let taken = before.saturating_sub(self.remaining());
+            // SAFETY: So many bytes were taken from the front since.
+            unsafe { self.source().revert(taken) }
+        })
     }
 
     /// The rest of the message. Copying from it may sleep.

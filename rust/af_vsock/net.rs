@@ -16,6 +16,11 @@ pub struct Net<'a>(
     core::marker::PhantomData<&'a ()>,
 );
 
+// SAFETY: A namespace may be used from any thread, and this does nothing else with it.
+unsafe impl Send for Net<'_> {}
+// SAFETY: As above.
+unsafe impl Sync for Net<'_> {}
+
 impl<'a> Net<'a> {
     /// Any namespace in global mode: what has no namespace of its own, such as the device of a
     /// guest, is reached from all of these (`NULL` in C).

@@ -8,7 +8,9 @@
 //! Only the subsystem crates (`af_vsock`, `virtio`, …) may use this crate's [`bindings`].
 
 mod alarm;
+mod bh_lock;
 mod cstatic;
+mod nofail;
 mod parameter;
 mod rcu_slot;
 mod run;
@@ -16,7 +18,9 @@ mod stable_bytes;
 mod work_queue;
 
 pub use alarm::{Alarm, Alarmed};
+pub use bh_lock::{BhBackend, BhSpinLock};
 pub use cstatic::CStatic;
+pub use nofail::new_nofail;
 pub use parameter::{Parameter, ParameterEntry, ParameterTable};
 pub use rcu_slot::RcuSlot;
 pub use run::Run;

@@ -59,6 +59,13 @@ impl Run {
         self.bytes.len()
     }
 
+    /// Bytes of memory that it takes: allocators round up, to the next power of two at most.
+    #[inline]
+    pub fn held(&self) -> usize {
+        let rounded = self.capacity().checked_next_power_of_two();
+        rounded.unwrap_or(usize::MAX)
+    }
+
     /// Bytes that are filled.
     #[inline]
     pub fn len(&self) -> usize {

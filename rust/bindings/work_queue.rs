@@ -26,17 +26,23 @@ unsafe impl Sync for WorkQueue {}
 impl WorkQueue {
     /// A queue whose work runs on any CPU.
     pub fn unbound(name: &'static CStr) -> Result<Self> {
-        Self::new(name, true)
+        // SAFETY: `name` is a C string; the function copies it.
+        Self::new(unsafe { bindings::alloc_workqueue(name.as_char_ptr(), true) })
     }
 
     /// A queue whose work runs on the CPU that queued it.
     pub fn per_cpu(name: &'static CStr) -> Result<Self> {
-        Self::new(name, false)
+        // SAFETY: As above.
+        Self::new(unsafe { bindings::alloc_workqueue(name.as_char_ptr(), false) })
     }
 
-    fn new(name: &'static CStr, unbound: bool) -> Result<Self> {
-        // SAFETY: `name` is a C string; the function copies it.
-        let queue = unsafe { bindings::alloc_workqueue(name.as_char_ptr(), unbound) };
+    /// A queue whose work runs in soft interrupts of the CPU that queued it, and must not sleep.
+    pub fn soft(name: &'static CStr) -> Result<Self> {
+        // SAFETY: As above.
+        Self::new(unsafe { bindings::alloc_bh_workqueue(name.as_char_ptr()) })
+    }
+
+    fn new(queue: *mut bindings::workqueue_struct) -> Result<Self> {
         // INVARIANT: Nobody else knows this queue.
         Ok(Self(NonNull::new(queue).ok_or(ENOMEM)?))
     }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Packets for a connection whose socket lock somebody holds, perhaps for long.
+//! Packets for a connection without its socket lock, which somebody holds, perhaps for long, or for
+//! which this is not the place to take it.
 //!
 //! Data and credit need the locks of the connection alone. The rest is left to the holder of the
 //! socket lock, as a [`Word`], whose size does not depend on what a peer sends.
@@ -11,6 +12,17 @@ use crate::{
 };
 use af_vsock::{BusySock, HeldSock, SocketState};
 use vsock_proto::{addressed_to, handle_packet, Header, Operation, ShutdownFlags};
+
+/// What became of a packet.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Delivery {
+    /// It was delivered.
+    Done,
+    /// The same, and the peer waits for the end of the connection: it gets a reset.
+    Reset,
+    /// The lock has to be waited for, to deliver the packet then.
+    Waits,
+}
 
 /// What the holder of the socket lock has to do.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -73,25 +85,31 @@ impl Word {
 }
 
 impl Received<'_> {
-    /// Does what can be done without the socket lock, and leaves word for the rest. False if the
-    /// lock has to be waited for, to deliver the packet then.
-    pub(crate) fn deliver_busy<L: Link>(&mut self, sock: &BusySock<'_, Engine<L>>) -> bool {
+    /// Does what can be done without the socket lock, and leaves word for the rest.
+    pub(crate) fn deliver_busy<L: Link>(&mut self, sock: &BusySock<'_, Engine<L>>) -> Delivery {
         let (state, remote) = sock.peek();
         let is_open = state == SocketState::Established && !sock.is_done();
         if !is_open || !addressed_to(false, remote, &self.header) {
-            return false;
+            return Delivery::Waits;
         }
         if sock.shared().word().ends_connection() {
-            return true;
+            return Delivery::Done;
         }
-        if !leave(sock, Word::of(&self.header)) {
-            return false;
+        let word = Word::of(&self.header);
+        if word != Word::NONE && !leave(sock, word) {
+            return Delivery::Waits;
+        }
+        if sock.shared().is_over() && self.header.operation == Operation::Shutdown {
+            return Delivery::Reset;
         }
         let change = sock.shared().handle_peer(&self.header);
         if change.wakes_writers(sock.shared().capacity()) {
             sock.wake_writers();
         }
-        self.header.operation != Operation::ReadWrite || self.enqueue_busy(sock)
+        if self.header.operation == Operation::ReadWrite && !self.enqueue_busy(sock) {
+            return Delivery::Waits;
+        }
+        Delivery::Done
     }
 
     /// Queues payload for the reader, or has the holder of the lock end the connection.
@@ -112,14 +130,15 @@ impl Received<'_> {
     }
 }
 
-/// Leaves `word` for the holder of the lock, who cannot give it back meanwhile. If there is no
-/// memory to call on the holder this is false, and whoever waits for the lock has to [`resume`].
+/// Leaves `word` for the holder of the lock, who cannot give it back meanwhile. False if there is
+/// none; or if there is no memory to call on it: then whoever waits for the lock has to [`resume`].
 fn leave<L: Link>(sock: &BusySock<'_, Engine<L>>, word: Word) -> bool {
-    if word == Word::NONE {
-        return true;
+    if !sock.is_owned() {
+        return false;
     }
     let before = sock.shared().add_word(word);
     if sock.shared().word().frees_port() {
+        sock.shared().set_over();
         sock.remove_connected();
     }
     before != Word::NONE || sock.call_back().is_ok()

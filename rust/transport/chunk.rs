@@ -115,7 +115,8 @@ impl Chunks {
     /// Queues the bytes of a buffer; gives the buffer back, emptied, if it was not kept. Does not
     /// sleep.
     pub(crate) fn push_run(&mut self, mut run: Run) -> Result<Option<Run>, AllocError> {
-        if Self::is_worth_keeping(run.len(), run.capacity()) {
+        // A chunk costs a place in the queue as well, so that one of less than a page is no bargain.
+        if Self::is_worth_keeping(run.len(), run.held().max(Self::LAST_COPY)) {
             self.copied = 0;
             self.chunks.push_back(
                 Chunk::Bytes {

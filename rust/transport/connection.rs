@@ -5,18 +5,16 @@
 use crate::{busy::Word, chunk::Chunks, deque::Deque};
 use af_vsock::SkBuff;
 use kernel::{
-    new_spinlock,
     prelude::*,
     sync::{
         atomic::{ordering, Atomic},
         barrier::smp_mb,
-        SpinLock,
     },
 };
-use rvsock_bindings::Run;
+use rvsock_bindings::{new_bh_spinlock, BhSpinLock, Run};
 use vsock_proto::{
     max_boundaries, Advertisement, CreditChange, Header, Kind, MessageFlags, ReceiveCredit,
-    TransmitCredit,
+    TransmitCredit, Update,
 };
 
 /// What anybody may look at who has a reference to a connection.
@@ -25,9 +23,9 @@ use vsock_proto::{
 #[pin_data]
 pub struct Connection {
     #[pin]
-    transmit: SpinLock<TransmitCredit>,
+    transmit: BhSpinLock<TransmitCredit>,
     #[pin]
-    incoming: SpinLock<Incoming>,
+    incoming: BhSpinLock<Incoming>,
     /// Bytes that were received and not read; follows `incoming`, for readers without a lock.
     readable_bytes: Atomic<u32>,
     /// Complete messages, likewise.
@@ -39,7 +37,12 @@ pub struct Connection {
     unsent: Atomic<usize>,
     /// What the holder of the socket lock has to do.
     #[pin]
-    word: SpinLock<Word>,
+    word: BhSpinLock<Word>,
+    /// The peer may use its port for another connection, and the holder of the socket lock does not
+    /// know yet.
+    is_over: Atomic<bool>,
+    /// What was sent last was not the end of a message. Written with the socket lock held.
+    is_inside_message: Atomic<bool>,
 }
 
 /// What arrived since the reader came last.
@@ -141,13 +144,15 @@ impl Connection {
     /// A connection that offers its peer `window` bytes.
     pub(crate) fn new(window: u32) -> impl PinInit<Self, Error> {
         try_pin_init!(Self {
-            transmit <- new_spinlock!(TransmitCredit::new(window), "Connection::transmit"),
-            incoming <- new_spinlock!(Incoming::new(window), "Connection::incoming"),
+            transmit <- new_bh_spinlock!(TransmitCredit::new(window), c"Connection::transmit"),
+            incoming <- new_bh_spinlock!(Incoming::new(window), c"Connection::incoming"),
             readable_bytes: Atomic::new(0),
             readable_messages: Atomic::new(0),
             awaited: Atomic::new(u32::MAX),
             unsent: Atomic::new(0),
-            word <- new_spinlock!(Word::NONE, "Connection::word"),
+            word <- new_bh_spinlock!(Word::NONE, c"Connection::word"),
+            is_over: Atomic::new(false),
+            is_inside_message: Atomic::new(false),
         }? Error)
     }
 
@@ -181,9 +186,16 @@ impl Connection {
         }
     }
 
-    /// What the next header tells the peer; the peer is counted as told.
-    pub(crate) fn advertise(&self) -> Advertisement {
-        self.incoming.lock().credit.advertise()
+    /// What the next header tells the peer, who is counted as told; and what it was told before.
+    pub(crate) fn advertise(&self) -> (Advertisement, Advertisement) {
+        let mut incoming = self.incoming.lock();
+        let last = incoming.credit.advertised();
+        (incoming.credit.advertise(), last)
+    }
+
+    /// That header did not leave. Nothing else was sent meanwhile: the socket lock is held.
+    pub(crate) fn retract(&self, last: Advertisement) {
+        self.incoming.lock().credit.retract(last);
     }
 
     /// Changes the window offered to the peer, which also limits what is sent to it. Whether the peer
@@ -193,8 +205,8 @@ impl Connection {
         (is_news, self.transmit.lock().set_limit(window))
     }
 
-    /// Whether the peer has to be told of room now, with the reader waiting for `low_water` bytes.
-    pub(crate) fn needs_update(&self, kind: Kind, low_water: u32) -> bool {
+    /// How soon the peer has to be told of room, with the reader waiting for `low_water` bytes.
+    pub(crate) fn poll_update(&self, kind: Kind, low_water: u32) -> Update {
         // A message is read when it is complete, so until one is, any room may be what it needs.
         let low_water = match kind {
             Kind::Stream => low_water,
@@ -312,6 +324,25 @@ impl Connection {
         let mut word = self.word.lock();
         let both = word.union(more);
         core::mem::replace(&mut *word, both)
+    }
+
+    /// The peer may use its port again: from now on nothing may be sent to it.
+    pub(crate) fn set_over(&self) {
+        self.is_over.store(true, ordering::Relaxed);
+    }
+
+    /// Whether nothing may be sent to the peer any more.
+    pub(crate) fn is_over(&self) -> bool {
+        self.is_over.load(ordering::Relaxed)
+    }
+
+    /// Whether what was sent last was not the end of a message.
+    pub(crate) fn is_inside_message(&self) -> bool {
+        self.is_inside_message.load(ordering::Relaxed)
+    }
+
+    pub(crate) fn set_inside_message(&self, is_inside: bool) {
+        self.is_inside_message.store(is_inside, ordering::Relaxed);
     }
 
     /// For the holder of the socket lock, who does it now.

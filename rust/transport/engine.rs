@@ -7,7 +7,7 @@ use crate::{
     close,
     connection::Reading,
     read::{read_message, read_skb, read_stream},
-    send::{send_control, send_data, update_credit},
+    send::{send_control, send_data, send_message, update_credit},
     Connection, Link,
 };
 use af_vsock::{HeldSock, Message, SkbActor, Sock, Transport, Vtable};
@@ -101,7 +101,7 @@ impl<L: Link> Transport for Engine<L> {
         if len > attached.shared.capacity() as usize {
             return Err(EMSGSIZE);
         }
-        send_data::<L>(&mut sock, &mut message, len)
+        send_message::<L>(&mut sock, &mut message, len)
     }
 
     fn stream_dequeue(

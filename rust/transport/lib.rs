@@ -7,14 +7,16 @@
 //!
 //! * *Send*: the core calls the engine with the socket lock held; the engine takes credit, makes a
 //!   [`Packet`] and hands it to [`Link::send`].
-//! * *Receive*: the link calls [`receive`] with a checked header and the payload; the engine finds
-//!   the socket, takes its lock, asks `vsock_proto` what the packet means, and does it.
+//! * *Receive*: the link makes a [`Received`] of a checked header and the payload, and has it
+//!   [received](Received::receive); the engine finds the socket, takes its lock, asks `vsock_proto`
+//!   what the packet means, and does it.
 //!
 //! # Locks
 //!
 //! Socket lock, then one of the two spinlocks of [`Connection`], never both; what a link takes in
-//! [`Link::send`] nests inside the socket lock. All of this runs in process context. User memory
-//! is only touched outside the spinlocks, and sockets are only woken there.
+//! [`Link::send`] nests inside the socket lock. All of this runs in process context, but for
+//! [`Received::try_receive`]. User memory is only touched outside the spinlocks, and sockets are only
+//! woken there.
 
 mod busy;
 mod chunk;
@@ -32,7 +34,7 @@ pub use connection::Connection;
 pub use engine::Engine;
 pub use link::Link;
 pub use packet::{Packet, PacketQueue};
-pub use receive::{receive, Payload, Received};
+pub use receive::{Payload, Received};
 
 /// Prefix of the messages that this crate prints.
 #[allow(dead_code)]

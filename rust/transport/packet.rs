@@ -5,6 +5,7 @@
 use crate::{Connection, Engine, Link};
 use af_vsock::{SkBuff, Sock, SockRef, StateRef};
 use kernel::{alloc::AllocError, prelude::*};
+use rvsock_bindings::new_nofail;
 use vsock_proto::Header;
 
 /// A packet to be sent.
@@ -14,14 +15,16 @@ use vsock_proto::Header;
 pub struct Packet<L: Link> {
     /// What goes over the wire in front of the payload.
     pub header: Header,
-    // The order of these matters when a packet is dropped: freeing the sk_buff may wake a lingering
-    // close(), which then has to find the bytes settled; and the sk_buff may need the socket.
-    unsent: Option<Unsent<L>>,
+    /// Bytes that count as unsent (`SIOCOUTQ`, `SO_LINGER`).
+    counted: usize,
+    // The order of these matters when a packet is dropped: the sk_buff may need the socket.
     payload: Option<SkBuff>,
+    connection: Option<StateRef<Engine<L>>>,
     sender: Option<SockRef>,
     is_reply: bool,
     is_awaited: bool,
     is_urgent: bool,
+    is_patient: bool,
     /// Bytes of payload that a link has sent, which sends packets in parts.
     sent: u32,
     next: Option<KBox<Packet<L>>>,
@@ -32,20 +35,42 @@ impl<L: Link> Packet<L> {
     pub(crate) fn control(
         header: Header,
         sender: Option<SockRef>,
+        connection: Option<StateRef<Engine<L>>>,
         is_reply: bool,
     ) -> Result<KBox<Self>, AllocError> {
-        let packet = Self {
+        let packet = Self::without_payload(header, sender, connection, is_reply);
+        KBox::new(packet, GFP_KERNEL)
+    }
+
+    /// The same for what the peer would wait for in vain: waits until there is memory.
+    pub(crate) fn indispensable(
+        header: Header,
+        sender: Option<SockRef>,
+        connection: Option<StateRef<Engine<L>>>,
+        is_reply: bool,
+    ) -> KBox<Self> {
+        new_nofail(Self::without_payload(header, sender, connection, is_reply))
+    }
+
+    fn without_payload(
+        header: Header,
+        sender: Option<SockRef>,
+        connection: Option<StateRef<Engine<L>>>,
+        is_reply: bool,
+    ) -> Self {
+        Self {
             header,
-            unsent: None,
+            counted: 0,
             payload: None,
+            connection,
             sender,
             is_reply,
             is_awaited: false,
             is_urgent: true,
+            is_patient: false,
             sent: 0,
             next: None,
-        };
-        KBox::new(packet, GFP_KERNEL)
+        }
     }
 
     /// A packet with payload; `is_awaited`: somebody waits for its end. May sleep.
@@ -56,15 +81,18 @@ impl<L: Link> Packet<L> {
         connection: StateRef<Engine<L>>,
         is_awaited: bool,
     ) -> Result<KBox<Self>, AllocError> {
-        let unsent = Unsent::new(connection, payload.len() as usize);
+        let counted = payload.len() as usize;
+        connection.add_unsent(counted);
         let packet = Self {
             header,
-            unsent: Some(unsent),
+            counted,
             payload: Some(payload),
+            connection: Some(connection),
             sender: Some(sender),
             is_reply: false,
             is_awaited,
             is_urgent: is_awaited,
+            is_patient: false,
             sent: 0,
             next: None,
         };
@@ -89,9 +117,27 @@ impl<L: Link> Packet<L> {
         self.is_urgent
     }
 
+    /// Whether nobody waits for the packet: the other end has to have it soon, but need not be woken
+    /// for it.
+    pub fn is_patient(&self) -> bool {
+        self.is_patient
+    }
+
+    /// Nobody waits for it.
+    pub(crate) fn set_patient(&mut self) {
+        self.is_patient = true;
+    }
+
     /// The sender will wait for the peer.
     pub(crate) fn set_urgent(&mut self) {
         self.is_urgent = true;
+    }
+
+    /// Whether the peer has ended the connection of the packet, and may have another one between the
+    /// same addresses by now: it is not to be sent any more.
+    pub fn is_over(&self) -> bool {
+        let connection = self.connection.as_deref();
+        connection.is_some_and(Connection::is_over)
     }
 
     /// The socket that sent it; none for a reset on behalf of no socket.
@@ -132,7 +178,10 @@ impl<L: Link> Packet<L> {
 
     /// The packet has left: its bytes are no longer unsent.
     pub fn settle(&mut self) {
-        self.unsent = None;
+        let counted = core::mem::take(&mut self.counted);
+        if let Some(connection) = self.connection.as_ref().filter(|_| counted > 0) {
+            connection.settle_unsent(counted);
+        }
     }
 
     fn is_from(&self, sock: &Sock) -> bool {
@@ -140,23 +189,11 @@ impl<L: Link> Packet<L> {
     }
 }
 
-/// Bytes that count as unsent as long as this exists (`SIOCOUTQ`, `SO_LINGER`).
-struct Unsent<L: Link> {
-    connection: StateRef<Engine<L>>,
-    bytes: usize,
-}
-
-impl<L: Link> Unsent<L> {
-    fn new(connection: StateRef<Engine<L>>, bytes: usize) -> Self {
-        let shared: &Connection = &connection;
-        shared.add_unsent(bytes);
-        Self { connection, bytes }
-    }
-}
-
-impl<L: Link> Drop for Unsent<L> {
+impl<L: Link> Drop for Packet<L> {
+    /// Before the sk_buff is freed: that may wake a lingering close(), which then has to find the bytes
+    /// settled.
     fn drop(&mut self) {
-        self.connection.settle_unsent(self.bytes);
+        self.settle();
     }
 }
 

@@ -4,6 +4,7 @@
 
 use crate::{
     connection::{Boundary, Reading},
+    receive::overrun,
     send::update_credit_after_read,
     Connection, Engine, Link,
 };
@@ -75,7 +76,7 @@ pub(crate) fn read_skb<L: Link>(sock: &mut HeldSock<'_>, actor: SkbActor) -> i32
             return result;
         };
         if attached.shared.move_to(attached.owned).is_err() {
-            return ENOMEM.to_errno();
+            return end_for_want_of_memory::<L>(sock);
         }
         let Some(skb) = attached.owned.pop_skb(attached.shared) else {
             return result;
@@ -83,12 +84,18 @@ pub(crate) fn read_skb<L: Link>(sock: &mut HeldSock<'_>, actor: SkbActor) -> i32
         update_credit_after_read::<L>(sock);
         result = match skb {
             Ok(skb) => actor.call(sock, skb),
-            Err(error) => return error.to_errno(),
+            Err(_) => return end_for_want_of_memory::<L>(sock),
         };
         if result < 0 {
             return result;
         }
     }
+}
+
+/// Bytes are missing, or are there and nobody comes back for them: the connection is over.
+fn end_for_want_of_memory<L: Link>(sock: &mut HeldSock<'_>) -> i32 {
+    overrun::<L>(sock);
+    ENOMEM.to_errno()
 }
 
 impl Reading {

@@ -3,7 +3,7 @@
 //! Receiving: from a packet to what it does to a socket.
 
 use crate::{
-    busy::resume,
+    busy::{resume, Delivery},
     close::finish,
     connection::{Connection, Data},
     send::{send_control, send_reset, send_reset_without_socket},
@@ -24,6 +24,8 @@ use vsock_proto::{
 pub enum Payload {
     /// Nothing.
     None,
+    /// Something that could not be queued: the connection has to end.
+    Lost,
     /// Bytes in a buffer.
     Run(Run),
     /// The sk_buff of a sender on this machine.
@@ -42,36 +44,88 @@ pub struct Received<'a> {
     pub sender: Option<&'a SockRef>,
 }
 
-/// Does what a packet asks for (`virtio_transport_recv_pkt()`).
-///
-/// Process context, no socket lock held; takes that of the packet's socket, but does not wait for
-/// the end of a system call that uses an open connection. Gives back a buffer that was not kept, to
-/// be filled again.
-pub fn receive<L: Link>(mut packet: Received<'_>) -> Option<Run> {
-    trace_received(&packet.header);
-    match packet.find_socket() {
-        Some(sock) => packet.hand_over::<L>(&sock),
-        None => packet.refuse::<L>(),
-    }
-    match packet.payload {
-        Payload::Run(mut run) => {
-            run.clear();
-            Some(run)
+impl<'a> Received<'a> {
+    /// A packet that came in just now.
+    pub fn new(
+        header: Header,
+        payload: Payload,
+        net: Net<'a>,
+        sender: Option<&'a SockRef>,
+    ) -> Self {
+        trace_received(&header);
+        Self {
+            header,
+            payload,
+            net,
+            sender,
         }
-        _ => None,
     }
 }
 
 impl Received<'_> {
+    /// Does what the packet asks for (`virtio_transport_recv_pkt()`).
+    ///
+    /// Process context, no socket lock held; takes that of the packet's socket, but does not wait for
+    /// the end of a system call that uses an open connection. Gives back a buffer that was not kept,
+    /// to be filled again.
+    pub fn receive<L: Link>(mut self) -> Option<Run> {
+        match self.find_socket() {
+            Some(sock) => self.hand_over::<L>(&sock),
+            None => self.refuse::<L>(),
+        }
+        self.into_buffer()
+    }
+
+    /// The same for data and credit of an open connection, in any context but a hard interrupt. An
+    /// error, with the packet, if it has to be [received](Self::receive) by somebody who can wait.
+    pub fn try_receive<L: Link>(mut self) -> Result<Option<Run>, Self> {
+        if self.try_hand_over::<L>() {
+            Ok(self.into_buffer())
+        } else {
+            Err(self)
+        }
+    }
+
+    fn try_hand_over<L: Link>(&mut self) -> bool {
+        let operation = self.header.operation;
+        if !matches!(operation, Operation::ReadWrite | Operation::CreditUpdate) {
+            return false;
+        }
+        let kind = Kind::from_wire(self.header.kind);
+        let Some(sock) = self
+            .find_connected()
+            .filter(|sock| Some(sock.kind()) == kind)
+        else {
+            return false;
+        };
+        sock.try_access::<Engine<L>>()
+            .is_some_and(|busy| self.deliver_busy::<L>(&busy) == Delivery::Done)
+    }
+
+    /// The buffer, if it was not kept.
+    fn into_buffer(self) -> Option<Run> {
+        match self.payload {
+            Payload::Run(mut run) => {
+                run.clear();
+                Some(run)
+            }
+            _ => None,
+        }
+    }
+
     /// The socket the packet is for: the connection between its addresses, or a bound socket that
     /// takes packets from its source.
     fn find_socket(&self) -> Option<SockRef> {
         let kind = Kind::from_wire(self.header.kind)?;
-        find_connected(self.header.source, self.header.destination, self.net)
+        self.find_connected()
             .or_else(|| {
                 find_bound(self.header.destination, self.net).filter(|sock| self.is_for(sock))
             })
             .filter(|sock| sock.kind() == kind)
+    }
+
+    fn find_connected(&self) -> Option<SockRef> {
+        find_connected(self.header.source, self.header.destination, self.net)
     }
 
     fn is_for(&self, sock: &SockRef) -> bool {
@@ -101,10 +155,13 @@ impl Received<'_> {
         let mut locked = match sock.access::<Engine<L>>() {
             Access::Locked(locked) => locked,
             Access::Busy(busy) => {
-                if self.deliver_busy::<L>(&busy) {
-                    return;
-                }
+                let delivery = self.deliver_busy::<L>(&busy);
                 drop(busy);
+                match delivery {
+                    Delivery::Done => return,
+                    Delivery::Reset => return self.refuse::<L>(),
+                    Delivery::Waits => {}
+                }
                 let mut locked = sock.lock();
                 resume::<L>(&mut locked.hold());
                 locked
@@ -207,14 +264,16 @@ impl Received<'_> {
         }
     }
 
-    /// Moves the payload to `connection`, and what is left of it back here. Does not sleep.
+    /// Moves the payload to `connection`, and what is left of it back here. Does not sleep. An error
+    /// is one for good.
     pub(crate) fn enqueue_in(&mut self, kind: Kind, connection: &Connection) -> Result {
         let flags = match kind {
             Kind::Seqpacket => self.header.message_flags(),
             // A stream has no messages, whatever its peer says.
             Kind::Stream => MessageFlags::NONE,
         };
-        let data = match core::mem::replace(&mut self.payload, Payload::None) {
+        let data = match core::mem::replace(&mut self.payload, Payload::Lost) {
+            Payload::Lost => return Err(ENOMEM),
             Payload::None => Data::Run(Run::empty()),
             Payload::Run(run) => Data::Run(run),
             Payload::Buffer(skb) => Data::Buffer(skb),
@@ -242,7 +301,7 @@ pub(crate) fn perform_connected<L: Link>(sock: &mut HeldSock<'_>, action: Action
     }
 }
 
-/// A packet could not be queued: the connection is over.
+/// Something is missing in what one side gets to read: the connection is over.
 pub(crate) fn overrun<L: Link>(sock: &mut HeldSock<'_>) {
     send_reset::<L>(sock, true);
     finish::<L>(sock);

@@ -2,13 +2,13 @@
 
 //! Sending: control packets, and data as far as credit goes.
 
-use crate::{Connection, Engine, Link, Packet};
+use crate::{receive::overrun, Engine, Link, Packet};
 use af_vsock::{
     trace_allocated, HeldSock, Message, Net, SkBuff, SockRef, StateRef, Zerocopy, MAX_SKB_FRAGS,
 };
 use kernel::{page::PAGE_SIZE, prelude::*};
 use vsock_proto::{
-    reset_for, Address, Header, Kind, MessageFlags, Operation, ShutdownFlags, MAX_PAYLOAD,
+    reset_for, Address, Header, Kind, MessageFlags, Operation, ShutdownFlags, Update, MAX_PAYLOAD,
 };
 
 /// Most bytes that a zero-copy packet refers to: each piece may be as small as a page.
@@ -28,15 +28,42 @@ pub(crate) fn send_control<L: Link>(
     shutdown: ShutdownFlags,
     reply: bool,
 ) -> Result {
-    let template = header::<L>(sock, operation);
-    let connection = sock.attached::<Engine<L>>().ok_or(ENODEV)?.shared;
+    let packet = control::<L>(sock, operation, shutdown, reply)?;
+    dispatch(sock, packet, false)
+}
+
+/// A packet without payload. `ENOMEM` for a request alone: of anything else nobody could be told that
+/// it is missing.
+fn control<L: Link>(
+    sock: &HeldSock<'_>,
+    operation: Operation,
+    shutdown: ShutdownFlags,
+    reply: bool,
+) -> Result<KBox<Packet<L>>> {
     let header = Header {
         flags: shutdown.bits(),
-        ..addressed(template, connection, 0)
+        ..header::<L>(sock, operation)
     };
-    let packet = Packet::control(header, Some(sock.reference()), reply)?;
-    trace_allocated(&packet.header, false);
-    L::send(packet, sock.net())
+    let connection = Some(sock.state_ref::<Engine<L>>().ok_or(ENODEV)?);
+    let sender = Some(sock.reference());
+    if operation == Operation::Request {
+        return Ok(Packet::control(header, sender, connection, reply)?);
+    }
+    Ok(Packet::indispensable(header, sender, connection, reply))
+}
+
+/// Sends a packet, whose header tells the peer of the window there is now.
+fn dispatch<L: Link>(sock: &mut HeldSock<'_>, mut packet: KBox<Packet<L>>, refers: bool) -> Result {
+    let attached = sock.attached::<Engine<L>>().ok_or(ENODEV)?;
+    let (now, before) = attached.shared.advertise();
+    packet.header.buf_alloc = now.buf_alloc;
+    packet.header.fwd_cnt = now.fwd_cnt;
+    trace_allocated(&packet.header, refers);
+    let result = L::send(packet, sock.net());
+    if let (Err(_), Some(attached)) = (result, sock.attached::<Engine<L>>()) {
+        attached.shared.retract(before);
+    }
+    result
 }
 
 /// Ends the connection on the wire.
@@ -57,7 +84,7 @@ pub(crate) fn send_reset_without_socket<L: Link>(
         return;
     };
     // The sender that does not get it has its timeout.
-    let Ok(packet) = Packet::<L>::control(header, sender.cloned(), true) else {
+    let Ok(packet) = Packet::<L>::control(header, sender.cloned(), None, true) else {
         return;
     };
     trace_allocated(&packet.header, false);
@@ -68,13 +95,18 @@ pub(crate) fn send_reset_without_socket<L: Link>(
 /// bytes.
 pub(crate) fn update_credit<L: Link>(sock: &mut HeldSock<'_>, low_water: u32) -> Result {
     let kind = sock.kind();
-    let due = sock
-        .attached::<Engine<L>>()
-        .is_some_and(|attached| attached.shared.needs_update(kind, low_water));
-    if due {
-        send_control::<L>(sock, Operation::CreditUpdate, ShutdownFlags::NONE, false)?;
+    let Some(attached) = sock.attached::<Engine<L>>() else {
+        return Ok(());
+    };
+    let due = attached.shared.poll_update(kind, low_water);
+    if due == Update::None {
+        return Ok(());
     }
-    Ok(())
+    let mut packet = control::<L>(sock, Operation::CreditUpdate, ShutdownFlags::NONE, false)?;
+    if due == Update::Soon {
+        packet.set_patient();
+    }
+    dispatch(sock, packet, false)
 }
 
 /// As [`update_credit`], after something was read: a peer that cannot be told now is told with the
@@ -103,6 +135,23 @@ pub(crate) fn send_data<L: Link>(
     let sent = *result.as_ref().unwrap_or(&0);
     connection.give_credit_back(granted.saturating_sub(sent));
     result.map(|sent| sent as usize)
+}
+
+/// The same for a message, or the rest of one.
+///
+/// If the rest of one cannot be sent, the connection is over: the next message would become a part of
+/// this one.
+pub(crate) fn send_message<L: Link>(
+    sock: &mut HeldSock<'_>,
+    message: &mut Message<'_, true>,
+    len: usize,
+) -> Result<usize> {
+    let result = send_data::<L>(sock, message, len);
+    let attached = sock.attached::<Engine<L>>();
+    if result.is_err() && attached.is_some_and(|attached| attached.shared.is_inside_message()) {
+        overrun::<L>(sock);
+    }
+    result
 }
 
 /// One call of `sendmsg()`, as far as credit was granted for it.
@@ -158,7 +207,8 @@ impl<'a, L: Link> Sending<'a, L> {
         let mut result = Ok(());
         while sent < self.granted {
             let len = packet_max.min(self.granted.saturating_sub(sent));
-            match self.send_packet(sock, message, len) {
+            // Of what was not sent the caller may send the beginning next.
+            match message.attempt(|message| self.send_packet(sock, message, len)) {
                 Ok(len) => sent = sent.saturating_add(len),
                 Err(error) => {
                     result = Err(error);
@@ -185,9 +235,11 @@ impl<'a, L: Link> Sending<'a, L> {
         // Where a message cannot be read, C says ENOMEM, and programs have come to expect it.
         let payload = self.payload(sock, message, len).map_err(|_| ENOMEM)?;
         let len = payload.len();
+        let flags = self.message_flags(message);
         let header = Header {
-            flags: self.message_flags(message).bits(),
-            ..addressed(self.template, self.connection, len)
+            len,
+            flags: flags.bits(),
+            ..self.template
         };
         let mut packet = Packet::data(
             header,
@@ -199,8 +251,9 @@ impl<'a, L: Link> Sending<'a, L> {
         if self.is_short {
             packet.set_urgent();
         }
-        trace_allocated(&packet.header, self.refers);
-        L::send(packet, sock.net())?;
+        dispatch(sock, packet, self.refers)?;
+        let ends_message = flags.contains(MessageFlags::END_OF_MESSAGE);
+        self.connection.set_inside_message(!ends_message);
         Ok(len)
     }
 
@@ -247,7 +300,8 @@ fn can_refer<L: Link>(message: &mut Message<'_, true>, granted: u32) -> bool {
         && L::takes_pieces(message.pages(MAX_SKB_FRAGS as i32).saturating_add(1))
 }
 
-/// A header from `sock` to its peer, without what changes from packet to packet.
+/// A header from `sock` to its peer, without what changes from packet to packet; [`dispatch`] writes
+/// the credit.
 fn header<L: Link>(sock: &HeldSock<'_>, operation: Operation) -> Header {
     Header {
         source: Address {
@@ -261,16 +315,5 @@ fn header<L: Link>(sock: &HeldSock<'_>, operation: Operation) -> Header {
         flags: 0,
         buf_alloc: 0,
         fwd_cnt: 0,
-    }
-}
-
-/// The header for a packet of `len` bytes that leaves now.
-fn addressed(template: Header, connection: &Connection, len: u32) -> Header {
-    let advertised = connection.advertise();
-    Header {
-        len,
-        buf_alloc: advertised.buf_alloc,
-        fwd_cnt: advertised.fwd_cnt,
-        ..template
     }
 }

@@ -33,6 +33,8 @@ pub(crate) struct Flows {
     light: Turns,
     /// The others, and those that have nothing to send and a part of their share left.
     regular: Turns,
+    /// Those that there was no memory to begin a flow for: before all others, in their order.
+    strays: PacketQueue<Host>,
     replies: usize,
     /// Of a flow that ended, for the next one to begin.
     spare: Option<Place>,
@@ -140,6 +142,7 @@ impl Flows {
             flows: RBTree::new(),
             light: Turns::default(),
             regular: Turns::default(),
+            strays: PacketQueue::new(),
             replies: 0,
             spare: None,
         }
@@ -173,6 +176,14 @@ impl Flows {
         Ok(())
     }
 
+    /// The same where there is no memory for a place. Does not sleep.
+    pub(crate) fn push_anyway(&mut self, packet: KBox<Packet<Host>>) {
+        if let Err(packet) = self.push(packet, None) {
+            self.replies = self.replies.saturating_add(usize::from(packet.is_reply()));
+            self.strays.push(packet);
+        }
+    }
+
     /// A connection has something to send again.
     fn begin(&mut self, key: Key, packet: KBox<Packet<Host>>, place: Place) -> Turn {
         let mut flow = Flow::new();
@@ -185,6 +196,9 @@ impl Flows {
     /// Takes the packet whose turn it is.
     pub(crate) fn pop(&mut self) -> Option<KBox<Packet<Host>>> {
         let packet = loop {
+            if let Some(packet) = self.strays.pop() {
+                break packet;
+            }
             if let Some(key) = self.light.first {
                 let flow = self.flows.get_mut(&key)?;
                 if let Some(packet) = flow.pop(flow.deficit) {
@@ -218,9 +232,11 @@ impl Flows {
     /// Puts a packet back that was popped last, as it was or sent in part.
     pub(crate) fn put_back(&mut self, packet: KBox<Packet<Host>>) {
         self.replies = self.replies.saturating_add(usize::from(packet.is_reply()));
-        // The flow is there: it ends only when it is found empty.
-        if let Some(flow) = self.flows.get_mut(&key(&packet.header)) {
-            flow.put_back(packet);
+        // Before strays that came behind it. The flow of any other packet is there: it ends only when it
+        // is found empty.
+        match self.flows.get_mut(&key(&packet.header)) {
+            Some(flow) if self.strays.is_empty() => flow.put_back(packet),
+            _ => self.strays.push_front(packet),
         }
     }
 
@@ -236,6 +252,9 @@ impl Flows {
         let mut removed = PacketQueue::new();
         for flow in self.flows.values_mut() {
             flow.remove_from(sock, &mut removed);
+        }
+        for packet in self.strays.remove_from(sock) {
+            removed.push(packet);
         }
         self.replies = self.replies.saturating_sub(removed.replies());
         if !removed.is_empty() {

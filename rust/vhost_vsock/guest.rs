@@ -111,7 +111,7 @@ impl Guest {
             packet.header.operation,
             Operation::Request | Operation::ReadWrite
         );
-        let mut place = None;
+        let (mut place, mut has_tried) = (None, false);
         loop {
             // A packet that is dropped wakes its sender, so not under the lock.
             let mut flows = self.flows.lock();
@@ -124,12 +124,17 @@ impl Guest {
                 drop(flows);
                 return Err(host_unreachable());
             }
+            if has_tried && place.is_none() {
+                flows.push_anyway(packet);
+                break;
+            }
             match flows.push(packet, place.take()) {
                 Ok(()) => break,
                 Err(back) => packet = back,
             }
             drop(flows);
-            place = Some(Place::new(GFP_KERNEL)?);
+            place = Place::new(GFP_KERNEL).ok();
+            has_tried = true;
         }
         self.bell.ring();
         Ok(())

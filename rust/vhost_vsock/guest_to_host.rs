@@ -14,7 +14,7 @@ use kernel::{
 use rvsock_bindings::Run;
 use vhost::{Buffer, Device, Session};
 use vsock_proto::{Header, HEADER_LEN, MAX_PAYLOAD};
-use vsock_transport::{receive, Payload, Received};
+use vsock_transport::{Payload, Received};
 
 /// Most bytes in one piece of memory: larger ones are hard to get (`PAGE_ALLOC_COSTLY_ORDER`).
 const PIECE: usize = 32 * 1024;
@@ -136,12 +136,7 @@ fn deliver(guest: &Guest, packet: Packet) {
         let header = header.part(run.len() as u32, rest == 0);
         deliver_tap(&header, TapPayload::Bytes(run.as_slice()));
         if is_addressed {
-            receive::<Host>(Received {
-                header,
-                payload: Payload::Run(run),
-                net: guest.net(),
-                sender: None,
-            });
+            Received::new(header, Payload::Run(run), guest.net(), None).receive::<Host>();
         }
         if rest == 0 {
             return;

@@ -45,6 +45,9 @@ fn send_all(guest: &Guest, mut session: Session<'_>) {
         let Some(packet) = guest.flows.lock().pop() else {
             return;
         };
+        if packet.is_over() {
+            continue;
+        }
         let Ok(buffer) = session.next_buffer() else {
             return guest.flows.lock().put_back(packet);
         };

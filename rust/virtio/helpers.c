@@ -65,5 +65,5 @@ int rvsock_helper_virtqueue_add_in(struct virtqueue *vq, const struct kvec *piec
 		return -EINVAL;
 	rvsock_fill(sg, pieces, n);
 	/* Nothing of ours writes to the memory while the device has it. */
-	return virtqueue_add_inbuf_cache_clean(vq, sg, n, token, GFP_KERNEL);
+	return virtqueue_add_inbuf_cache_clean(vq, sg, n, token, GFP_ATOMIC);
 }

@@ -58,8 +58,7 @@ impl<const N: usize> InQueue<N> {
         self.slots.occupied()
     }
 
-    /// Posts a run, or only a header if it has no capacity. Gives it back if the ring is full. May
-    /// sleep.
+    /// Posts a run, or only a header if it has no capacity. Gives it back if the ring is full.
     pub fn post(&mut self, mut run: Run) -> Result<(), Run> {
         let Some(slot) = self.slots.take_empty() else {
             return Err(run);

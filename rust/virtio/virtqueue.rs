@@ -64,7 +64,7 @@ impl Virtqueue {
         })
     }
 
-    /// Posts memory that the device writes to. `ENOSPC` if the ring is full. May sleep.
+    /// Posts memory that the device writes to. `ENOSPC` if the ring is full.
     ///
     /// # Safety
     ///

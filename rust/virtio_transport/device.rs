@@ -2,19 +2,19 @@
 
 //! The device: its parts, and its life from probe to remove.
 
-use crate::{event::Events, link::Guest, receive::Receiver, transmit::Transmitter};
+use crate::{event::Events, link::Guest, receiver::Receiver, transmit::Transmitter};
 use af_vsock::{for_each_connected, CID_ANY};
 use kernel::{
-    impl_has_work, new_mutex, new_spinlock, new_work,
+    impl_has_work, new_mutex, new_work,
     prelude::*,
     sync::{
         atomic::{ordering, Atomic},
-        Arc, Mutex, SpinLock,
+        Arc, Mutex,
     },
     time::{delay::fsleep, Delta},
     workqueue::{Work, WorkItem},
 };
-use rvsock_bindings::{RcuSlot, WorkQueue};
+use rvsock_bindings::{new_bh_spinlock, BhSpinLock, RcuSlot, WorkQueue};
 use virtio::{Driver, DriverTable, InQueue, OutQueue, Virtqueue};
 use vsock_proto::HEADER_LEN;
 use vsock_transport::Engine;
@@ -34,8 +34,11 @@ const EVENT: usize = 2;
 /// The device in use: there is one at most. Empty while it is being set up or torn down, too.
 pub(crate) static DEVICE: RcuSlot<Device> = RcuSlot::new();
 
-/// Where all work of the module runs.
+/// Where work of the module runs that may sleep.
 pub(crate) static CLOSE_QUEUE: RcuSlot<WorkQueue> = RcuSlot::new();
+
+/// Where the rest runs, in soft interrupts.
+pub(crate) static SOFT_QUEUE: RcuSlot<WorkQueue> = RcuSlot::new();
 
 static IDS: rvsock_bindings::CStatic<[virtio::DeviceId; 2]> = virtio::ids(DEVICE_ID);
 static FEATURES: [u32; 1] = [F_SEQPACKET];
@@ -56,13 +59,17 @@ pub(crate) struct Device {
     /// Descriptors of the transmit ring: more pieces do not fit.
     pieces_max: usize,
     #[pin]
-    pub(crate) transmitter: SpinLock<Transmitter>,
+    pub(crate) transmitter: BhSpinLock<Transmitter>,
     /// Whether the transmitter waits for the callback of its ring.
     awaits_callback: Arc<Atomic<bool>>,
     #[pin]
-    pub(crate) receiver: Mutex<Option<Receiver>>,
+    pub(crate) receiver: BhSpinLock<Option<Receiver>>,
+    /// Packets come many at a time: it takes a thread to receive them.
+    pub(crate) is_crowded: Atomic<bool>,
     #[pin]
     pub(crate) events: Mutex<Option<Events>>,
+    #[pin]
+    receive_at_once_work: Work<Self, RECEIVE_AT_ONCE>,
     #[pin]
     receive_work: Work<Self, RECEIVE>,
     #[pin]
@@ -81,17 +88,27 @@ const TRANSMIT: u64 = 1;
 const RECLAIM: u64 = 2;
 const HANDLE_EVENT: u64 = 3;
 const RETRY: u64 = 4;
+const RECEIVE_AT_ONCE: u64 = 5;
 
 /// How long what was sent may lie in the ring when nobody waits for its end; and if it is little.
 const RECLAIM_DELAY: Delta = Delta::from_millis(10);
 const RECLAIM_DELAY_LITTLE: Delta = Delta::from_millis(50);
 
 impl_has_work! {
+    impl HasWork<Self, RECEIVE_AT_ONCE> for Device { self.receive_at_once_work }
     impl HasWork<Self, RECEIVE> for Device { self.receive_work }
     impl HasWork<Self, TRANSMIT> for Device { self.transmit_work }
     impl HasWork<Self, RECLAIM> for Device { self.reclaim_work }
     impl HasWork<Self, HANDLE_EVENT> for Device { self.event_work }
     impl HasWork<Self, RETRY> for Device { self.retry_work }
+}
+
+impl WorkItem<RECEIVE_AT_ONCE> for Device {
+    type Pointer = Arc<Self>;
+
+    fn run(this: Arc<Self>) {
+        this.receive_at_once();
+    }
 }
 
 impl WorkItem<RECEIVE> for Device {
@@ -219,10 +236,12 @@ impl Device {
                 cid: Atomic::new(cid),
                 has_seqpacket,
                 pieces_max,
-                transmitter <- new_spinlock!(transmitter, "Device::transmitter"),
+                transmitter <- new_bh_spinlock!(transmitter, c"Device::transmitter"),
                 awaits_callback,
-                receiver <- new_mutex!(Some(receiver), "Device::receiver"),
+                receiver <- new_bh_spinlock!(Some(receiver), c"Device::receiver"),
+                is_crowded: Atomic::new(false),
                 events <- new_mutex!(Some(events), "Device::events"),
+                receive_at_once_work <- new_work!("Device::receive_at_once_work"),
                 receive_work <- new_work!("Device::receive_work"),
                 transmit_work <- new_work!("Device::transmit_work"),
                 reclaim_work <- new_work!("Device::reclaim_work"),
@@ -249,12 +268,14 @@ impl Device {
     /// over, and nothing is sent or received until the device is probed again. What it has of our
     /// memory stays its own until it is reset.
     ///
+    /// Who receives does this again when it finds out: packets on their way may have made connections.
+    ///
     /// Not with the lock of a socket held.
     pub(crate) fn declare_broken(&self) {
         if self.transmitter.lock().refuse() {
             pr_err!("the device is broken: bind it again to use it\n");
-            for_each_connected::<Engine<Guest>>();
         }
+        for_each_connected::<Engine<Guest>>();
     }
 
     /// Takes everything back from the device, and tells all connections.
@@ -282,16 +303,32 @@ fn read_cid(device: virtio::Device) -> u32 {
     u32::try_from(device.read_config_u64(CONFIG_GUEST_CID)).unwrap_or(CID_ANY)
 }
 
-/// Queues a work item of the device, if there is one. Any context.
+/// Queues a work item of the device that may sleep, if there is a device. Any context.
 fn schedule<const ID: u64>()
 where
     Device: WorkItem<ID, Pointer = Arc<Device>> + kernel::workqueue::HasWork<Device, ID>,
 {
+    schedule_on::<ID>(&CLOSE_QUEUE);
+}
+
+fn schedule_on<const ID: u64>(queue: &RcuSlot<WorkQueue>)
+where
+    Device: WorkItem<ID, Pointer = Arc<Device>> + kernel::workqueue::HasWork<Device, ID>,
+{
     if let Some(device) = DEVICE.get() {
-        CLOSE_QUEUE.with(|queue| {
+        queue.with(|queue| {
             // Pending already is as good.
             let _ = queue.enqueue::<_, ID>(device);
         });
+    }
+}
+
+/// The callback of the receive ring. Any context.
+fn received() {
+    if DEVICE.with(|device| device.is_crowded.load(ordering::Relaxed)) == Some(false) {
+        schedule_on::<RECEIVE_AT_ONCE>(&SOFT_QUEUE);
+    } else {
+        schedule::<RECEIVE>();
     }
 }
 
@@ -352,7 +389,7 @@ unsafe impl Driver for DeviceDriver {
 
     fn notified(queue: usize) {
         match queue {
-            RX => schedule::<RECEIVE>(),
+            RX => received(),
             TX => transmitted(),
             EVENT => schedule::<HANDLE_EVENT>(),
             _ => {}

@@ -3,10 +3,10 @@
 //! Guest transport for vsock: the driver of the virtio socket device (virtio 1.3, section 5.10).
 
 use af_vsock::{Features, Registration};
-use device::{DeviceDriver, CLOSE_QUEUE, DRIVER};
+use device::{DeviceDriver, CLOSE_QUEUE, DRIVER, SOFT_QUEUE};
 use kernel::{prelude::*, sync::Arc};
 use link::Guest;
-use rvsock_bindings::WorkQueue;
+use rvsock_bindings::{RcuSlot, WorkQueue};
 use vsock_transport::Engine;
 
 mod device;
@@ -14,6 +14,7 @@ mod event;
 mod kicks;
 mod link;
 mod receive;
+mod receiver;
 mod transmit;
 
 module! {
@@ -30,35 +31,39 @@ module! {
 struct Module {
     _driver: virtio::Registration,
     _transport: Registration,
+    _soft: RunningQueue,
     _work: RunningQueue,
 }
 
 impl kernel::Module for Module {
     fn init(module: &'static ThisModule) -> Result<Self> {
-        let work = RunningQueue::start()?;
+        let work = RunningQueue::start(&CLOSE_QUEUE, WorkQueue::per_cpu(c"virtio_vsock")?)?;
+        let soft = RunningQueue::start(&SOFT_QUEUE, WorkQueue::soft(c"virtio_vsock_soft")?)?;
         let transport = Registration::new::<Engine<Guest>>(Features::GUEST_TO_HOST)?;
         let driver = virtio::Registration::new::<DeviceDriver>(&DRIVER, module)?;
         Ok(Self {
             _driver: driver,
             _transport: transport,
+            _soft: soft,
             _work: work,
         })
     }
 }
 
-/// The work queue of the module is in its place, until this is dropped.
-struct RunningQueue;
+/// A work queue of the module is in its place, until this is dropped.
+struct RunningQueue(&'static RcuSlot<WorkQueue>);
 
 impl RunningQueue {
-    fn start() -> Result<Self> {
-        let queue = Arc::new(WorkQueue::per_cpu(c"virtio_vsock")?, GFP_KERNEL)?;
-        CLOSE_QUEUE.fill(queue).map_err(|_| EBUSY)?;
-        Ok(Self)
+    fn start(place: &'static RcuSlot<WorkQueue>, queue: WorkQueue) -> Result<Self> {
+        place
+            .fill(Arc::new(queue, GFP_KERNEL)?)
+            .map_err(|_| EBUSY)?;
+        Ok(Self(place))
     }
 }
 
 impl Drop for RunningQueue {
     fn drop(&mut self) {
-        CLOSE_QUEUE.take();
+        self.0.take();
     }
 }

@@ -1,245 +1,182 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! From the receive ring to the engine, and the supply of buffers for it.
+//! From the receive ring to the engine.
+//!
+//! Packets that are small and few are received in a soft interrupt: to wake a thread for them would
+//! take longer than that. The others, and what has to wait for a socket, are left to a thread.
 
-use crate::{device::Device, link::Guest};
+use crate::{device::Device, link::Guest, receiver::allocate, transmit::Replies};
 use af_vsock::{deliver_tap, Net, TapPayload};
 use kernel::{
-    page::PAGE_SIZE,
     prelude::*,
+    sync::atomic::ordering,
     time::{delay::fsleep, Delta},
 };
 use rvsock_bindings::Run;
-use virtio::{Filled, InQueue, Reset};
-use vsock_proto::{Header, Operation, HEADER_LEN};
-use vsock_transport::{receive, Payload, Received};
+use vsock_transport::{Payload, Received};
 
-/// Bytes of a buffer for small packets, and of all that are posted: what the C driver posts.
-const SMALL: Supply = Supply {
-    run: PAGE_SIZE,
-    total: 512 * 1024,
-};
-/// The same for bulk: a packet of 64 KiB takes two buffers, and a run of this size is to be had
-/// without effort (`PAGE_ALLOC_COSTLY_ORDER`).
-const LARGE: Supply = Supply {
-    run: 32 * 1024,
-    total: 2 * 1024 * 1024,
-};
-/// So many buffers filled to the brim in a row call for large ones. They do not if packets are as
-/// large as a small buffer by chance: each try that shows it makes the next one later.
-const FULL_IN_A_ROW: u32 = 8;
-const FULL_IN_A_ROW_MAX: u32 = 1 << 16;
-/// So many packets in a row that would have fit a small buffer make large ones a waste.
-const SMALL_IN_A_ROW: u32 = 256;
-/// With fewer buffers than these nothing may come in that makes us look for more.
-const FEWEST: usize = 8;
+/// Packets that a thread takes off the ring before others get the CPU.
+const BUDGET: usize = 256;
+/// Packets that are few.
+const FEW: usize = 4;
+/// Bytes of payload of a packet that is small.
+const SMALL: u32 = 4096;
 /// How long to wait for memory, in microseconds.
 const PAUSE: i64 = 100_000;
-/// Packets taken off the ring before others get the CPU.
-const BUDGET: usize = 256;
 
-/// How buffers are supplied.
-#[derive(Clone, Copy)]
-struct Supply {
-    /// Bytes of a buffer.
-    run: usize,
-    /// Bytes of all buffers.
-    total: usize,
-}
-
-/// The receive ring.
-pub(crate) struct Receiver {
-    ring: InQueue<HEADER_LEN>,
-    supply: Supply,
-    /// Bytes of the buffers that are posted.
-    posted: usize,
-    /// Bytes of those that the device was not told of.
-    unannounced: usize,
-    full_in_a_row: u32,
-    small_in_a_row: u32,
-    /// What `full_in_a_row` has to reach.
-    patience: u32,
-    /// Payload has come in, and the transmitter was not told.
-    is_answer: bool,
-}
-
-impl Receiver {
-    pub(crate) fn new(ring: InQueue<HEADER_LEN>) -> Self {
-        Self {
-            ring,
-            supply: SMALL,
-            posted: 0,
-            unannounced: 0,
-            full_in_a_row: 0,
-            small_in_a_row: 0,
-            patience: FULL_IN_A_ROW,
-            is_answer: false,
-        }
-    }
-
-    /// Posts buffers until there are enough of them, and tells the device. May sleep.
-    ///
-    /// False if there is no memory for as many as it takes to go on.
-    #[must_use]
-    pub(crate) fn refill(&mut self) -> bool {
-        let mut had_memory = true;
-        while had_memory && self.posted < self.supply.total {
-            let Ok(run) = self.allocate() else {
-                had_memory = false;
-                continue;
-            };
-            if !self.post(run) {
-                break;
-            }
-        }
-        self.announce();
-        had_memory || self.ring.posted() >= FEWEST
-    }
-
-    /// A buffer of the size in use, or of a page if there is none.
-    fn allocate(&self) -> Result<Run> {
-        Run::new(self.supply.run, GFP_KERNEL)
-            .or_else(|_| Run::new(PAGE_SIZE, GFP_KERNEL))
-            .map_err(Error::from)
-    }
-
-    fn post(&mut self, run: Run) -> bool {
-        let capacity = run.capacity();
-        let posted = self.ring.post(run).is_ok();
-        if posted {
-            self.posted = self.posted.saturating_add(capacity);
-            self.unannounced = self.unannounced.saturating_add(capacity);
-        }
-        posted
-    }
-
-    /// Posts a buffer again, unless another size is in use by now.
-    fn recycle(&mut self, run: Run) {
-        if run.capacity() == self.supply.run && self.posted < self.supply.total {
-            self.post(run);
-        }
-    }
-
-    /// Tells the device of buffers that were posted, once it knows of no more than half of them: a
-    /// kick costs an exit to the host. A device that waits for buffers has used up all it knows of.
-    fn announce(&mut self) {
-        if self.unannounced < self.posted / 2 {
-            return;
-        }
-        self.unannounced = 0;
-        if self.ring.queue().needs_kick() {
-            self.ring.queue().kick();
-        }
-    }
-
-    /// Takes the next packet that makes sense.
-    fn next(&mut self) -> Option<(Header, Run)> {
-        loop {
-            let filled = self.ring.take_used()?;
-            self.posted = self.posted.saturating_sub(filled.run.capacity());
-            if let Some(packet) = check(filled) {
-                self.adapt(&packet.1);
-                self.is_answer |= packet.0.operation == Operation::ReadWrite;
-                return Some(packet);
-            }
-        }
-    }
-
-    /// Chooses the size of buffers by what comes in.
-    fn adapt(&mut self, run: &Run) {
-        let count = |counter: u32, up: bool| if up { counter.saturating_add(1) } else { 0 };
-        let is_large = run.len() > SMALL.run;
-        // A small buffer that is full says nothing of what the packet would fit.
-        let is_small = !is_large && run.len() < run.capacity();
-        self.full_in_a_row = count(self.full_in_a_row, run.len() == run.capacity());
-        self.small_in_a_row = count(self.small_in_a_row, is_small);
-        if is_large {
-            self.patience = FULL_IN_A_ROW;
-        }
-        if self.full_in_a_row >= self.patience {
-            self.supply = LARGE;
-            self.patience = self.patience.saturating_mul(8).min(FULL_IN_A_ROW_MAX);
-            self.full_in_a_row = 0;
-        }
-        if self.small_in_a_row >= SMALL_IN_A_ROW {
-            self.supply = SMALL;
-        }
-    }
-
-    /// Whether so few buffers are left that the device may run out of them.
-    fn runs_low(&self) -> bool {
-        self.posted < self.supply.total / 2
-    }
-
-    pub(crate) fn give_up(self, reset: &Reset) {
-        self.ring.give_up(reset);
-    }
-}
-
-/// Checks what the device says of a buffer: it has to hold a header and the payload that this
-/// speaks of.
-fn check(mut filled: Filled<HEADER_LEN>) -> Option<(Header, Run)> {
-    if filled.written < HEADER_LEN {
-        return None;
-    }
-    let header = Header::parse(&filled.header).ok()?;
-    filled.fill(header.len as usize).ok()?;
-    Some((header, filled.run))
+/// What there is to do next for who receives.
+enum Step {
+    /// To receive a packet; and to post more buffers, if few are left.
+    Receive {
+        packet: Received<'static>,
+        runs_low: bool,
+    },
+    /// To post more buffers.
+    Refill,
+    /// The device broke the rules: nobody receives any more.
+    GiveUp,
+    /// Nothing: there will be a callback, or the transmitter says when to go on; or the receiver is
+    /// gone. From now on somebody else may receive.
+    Wait,
 }
 
 impl Device {
-    /// Receives what has come in, until there is nothing more or others should have a turn.
+    /// Receives what has come in, until there is nothing more or others should have a turn. May
+    /// sleep.
     pub(crate) fn receive(&self) {
-        let mut left: Option<Run> = None;
-        for _ in 0..BUDGET {
-            // The lock is not held while a packet is delivered, which may have to wait for the
-            // owner of its socket.
-            let Some((header, run)) = self.next_packet(left.take()) else {
-                return;
-            };
-            deliver_tap(&header, TapPayload::Bytes(run.as_slice()));
-            left = receive::<Guest>(Received {
-                header,
-                payload: Payload::Run(run),
-                net: Net::GLOBAL,
-                sender: None,
-            });
+        if !self.begin(true) {
+            return;
         }
-        self.return_buffer(left);
+        let mut buffer = None;
+        let mut is_refilled = false;
+        let mut packets = 0;
+        while packets < BUDGET {
+            match self.next(buffer.take(), is_refilled) {
+                Step::Receive { packet, runs_low } => {
+                    if runs_low {
+                        self.refill_or_retry();
+                    }
+                    buffer = packet.receive::<Guest>();
+                    packets = packets.saturating_add(1);
+                    is_refilled = false;
+                }
+                Step::Refill => {
+                    self.refill_or_retry();
+                    is_refilled = true;
+                }
+                // Also where others found out: what has been received since may have made connections.
+                Step::GiveUp => return self.declare_broken(),
+                Step::Wait => return self.set_crowded(packets > FEW),
+            }
+        }
+        self.set_crowded(true);
+        self.end(buffer, None);
         self.schedule_receive();
     }
 
-    /// Posts a buffer that was left over, and takes the next packet. None if there is no packet:
-    /// then there will be a callback; or if the receiver has to wait, or is gone.
-    fn next_packet(&self, left: Option<Run>) -> Option<(Header, Run)> {
+    /// Receives a few packets, as long as they are small and nobody has to be waited for, and leaves
+    /// the rest to [`Device::receive`]. Soft interrupt.
+    pub(crate) fn receive_at_once(&self) {
+        if !self.begin(false) {
+            return;
+        }
+        let mut buffer = None;
+        let mut left = None;
+        for _ in 0..FEW {
+            let (packet, runs_low) = match self.next(buffer.take(), true) {
+                Step::Receive { packet, runs_low } => (packet, runs_low),
+                Step::Wait => return,
+                Step::Refill | Step::GiveUp => break,
+            };
+            match try_receive(packet) {
+                Ok(unused) => buffer = unused,
+                Err(packet) => left = Some(packet),
+            }
+            if runs_low || left.is_some() {
+                break;
+            }
+        }
+        self.end(buffer, left);
+        self.schedule_receive();
+    }
+
+    fn set_crowded(&self, is_crowded: bool) {
+        self.is_crowded.store(is_crowded, ordering::Relaxed);
+    }
+
+    /// Begins to receive, unless somebody else does, who will look at the ring again; or there is a
+    /// packet for somebody who can wait, who is on the way, and this `can_wait` not.
+    fn begin(&self, can_wait: bool) -> bool {
         let mut receiver = self.receiver.lock();
-        let receiver = Option::as_mut(&mut receiver)?;
-        if let Some(run) = left {
-            receiver.recycle(run);
+        Option::as_mut(&mut receiver).is_some_and(|receiver| {
+            (can_wait || receiver.left.is_none())
+                && !core::mem::replace(&mut receiver.is_in_use, true)
+        })
+    }
+
+    /// Posts a buffer that was not kept, and finds out what to do next. If that was to post more
+    /// buffers, it is not again (`is_refilled`).
+    ///
+    /// The lock is given back before anything is delivered: that may have to wait for the owner of a
+    /// socket.
+    fn next(&self, buffer: Option<Run>, is_refilled: bool) -> Step {
+        let mut receiver = self.receiver.lock();
+        let Some(used) = &mut *receiver else {
+            return Step::Wait;
+        };
+        if let Some(run) = buffer {
+            used.recycle(run);
+            used.announce();
         }
-        let is_answer = core::mem::take(&mut receiver.is_answer);
-        if !self.transmitter.lock().takes_replies(is_answer) {
-            return None;
+        let is_answer = core::mem::take(&mut used.is_answer);
+        let replies = self.transmitter.lock().takes_replies(is_answer);
+        match replies {
+            Replies::Taken => {}
+            Replies::Refused => return Step::GiveUp,
+            Replies::Later => {
+                used.is_in_use = false;
+                return Step::Wait;
+            }
         }
-        loop {
-            if let Some(packet) = receiver.next() {
-                if receiver.runs_low() && !receiver.refill() {
-                    self.schedule_retry();
-                }
-                receiver.ring.queue().disable_callback();
-                return Some(packet);
+        if let Some(packet) = used.left.take() {
+            return Step::Receive {
+                packet,
+                runs_low: false,
+            };
+        }
+        let (header, run) = loop {
+            if let Some(packet) = used.next() {
+                break packet;
             }
-            if !receiver.refill() {
-                self.schedule_retry();
+            if used.ring.queue().is_broken() {
+                return Step::GiveUp;
             }
-            let is_idle = receiver.ring.queue().enable_callback();
-            if receiver.ring.queue().is_broken() {
-                self.declare_broken();
-                return None;
+            if used.is_short() && !is_refilled {
+                return Step::Refill;
             }
-            if is_idle {
-                return None;
+            used.announce();
+            if used.ring.queue().enable_callback() {
+                used.is_in_use = false;
+                return Step::Wait;
             }
+        };
+        used.ring.queue().disable_callback();
+        let runs_low = used.runs_low();
+        drop(receiver);
+        deliver_tap(&header, TapPayload::Bytes(run.as_slice()));
+        let packet = Received::new(header, Payload::Run(run), Net::GLOBAL, None);
+        Step::Receive { packet, runs_low }
+    }
+
+    /// Ends to receive, before everything was received: posts a buffer that was not kept, and puts a
+    /// packet back.
+    fn end(&self, buffer: Option<Run>, left: Option<Received<'static>>) {
+        if let Some(receiver) = &mut *self.receiver.lock() {
+            if let Some(run) = buffer {
+                receiver.recycle(run);
+            }
+            receiver.left = left;
+            receiver.is_in_use = false;
         }
     }
 
@@ -255,18 +192,43 @@ impl Device {
         self.transmit();
     }
 
-    /// As [`Receiver::refill`]; nothing is short where there is no receiver any more.
+    fn refill_or_retry(&self) {
+        if !self.refill() {
+            self.schedule_retry();
+        }
+    }
+
+    /// Posts buffers until there are enough of them, and tells the device. May sleep.
+    ///
+    /// False if there is no memory for as many as it takes to go on. Nothing is short where there is
+    /// no receiver any more.
+    #[must_use]
     pub(crate) fn refill(&self) -> bool {
+        let mut run = None;
+        let mut had_memory = true;
+        while let Some(size) = self.supply(run.take()).filter(|_| had_memory) {
+            run = allocate(size).ok();
+            had_memory = run.is_some();
+        }
         match &mut *self.receiver.lock() {
-            Some(receiver) => receiver.refill(),
+            Some(receiver) => {
+                receiver.announce();
+                had_memory || receiver.can_go_on()
+            }
             None => true,
         }
     }
 
-    fn return_buffer(&self, left: Option<Run>) {
-        let mut receiver = self.receiver.lock();
-        if let (Some(run), Some(receiver)) = (left, &mut *receiver) {
-            receiver.recycle(run);
-        }
+    /// Posts a buffer, if there is one; the size of the next one that is needed.
+    fn supply(&self, run: Option<Run>) -> Option<usize> {
+        Option::as_mut(&mut self.receiver.lock())?.supply(run)
     }
+}
+
+/// Receives a packet, if it is small and that takes no waiting.
+fn try_receive(packet: Received<'static>) -> Result<Option<Run>, Received<'static>> {
+    if packet.header.len > SMALL {
+        return Err(packet);
+    }
+    packet.try_receive::<Guest>()
 }

@@ -77,6 +77,17 @@ enum Reclaimer {
     Callback,
 }
 
+/// Whether there is room for a reply.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Replies {
+    /// For one at least.
+    Taken,
+    /// The receiver will be told when.
+    Later,
+    /// Nothing is sent any more.
+    Refused,
+}
+
 /// What a transmitter leaves behind when it stops.
 pub(crate) struct Transmit {
     ring: Option<Ring>,
@@ -140,17 +151,21 @@ impl Transmitter {
             .is_some_and(|ring| ring.queue().is_broken())
     }
 
-    /// Whether the receiver may make one more reply. If not, it will be told when. `is_answer`: it has
-    /// received payload since it asked last.
-    pub(crate) fn takes_replies(&mut self, is_answer: bool) -> bool {
+    /// Whether the receiver may make one more reply. `is_answer`: it has received payload since it
+    /// asked last.
+    pub(crate) fn takes_replies(&mut self, is_answer: bool) -> Replies {
         if is_answer {
             self.kicks.answered();
         }
         if self.is_broken {
-            return false;
+            return Replies::Refused;
         }
         self.receiver_waits = self.backlog.replies() >= self.reply_limit;
-        !self.receiver_waits
+        if self.receiver_waits {
+            Replies::Later
+        } else {
+            Replies::Taken
+        }
     }
 
     /// Queues a packet behind those that wait, and moves on what it can. None if the device was torn
@@ -160,7 +175,9 @@ impl Transmitter {
             return None;
         }
         let prompt = packet.is_awaited();
-        let kick = self.kicks.add(&packet);
+        // Somebody will come to take back what was sent, and tells the device then.
+        let can_wait = packet.is_patient() && self.reclaim.by != Reclaimer::Callback;
+        let kick = !can_wait && self.kicks.add(&packet);
         self.bytes = self.bytes.saturating_add(packet.unsent() as usize);
         self.backlog.push(packet);
         Some(self.post_or_gather(prompt, kick))
@@ -274,6 +291,10 @@ impl Transmitter {
             return;
         };
         while let Some(packet) = self.backlog.pop() {
+            if packet.is_over() {
+                done.push(packet);
+                continue;
+            }
             let awaited = usize::from(packet.is_awaited());
             if let Err(packet) = post(ring, packet, done) {
                 self.backlog.push_front(packet);

@@ -11,7 +11,7 @@ use kernel::{
     workqueue::{Work, WorkItem},
 };
 use rvsock_bindings::{RcuSlot, WorkQueue};
-use vsock_transport::{receive, Engine, Link, Packet, PacketQueue, Payload, Received};
+use vsock_transport::{Engine, Link, Packet, PacketQueue, Payload, Received};
 
 /// The link of the module; operations of sockets have no argument that leads to it.
 pub(crate) static LOOPBACK: RcuSlot<Loopback> = RcuSlot::new();
@@ -68,6 +68,9 @@ impl WorkItem for Loopback {
 /// Hands a packet to the other end.
 fn deliver(mut packet: KBox<Packet<Loopback>>) {
     packet.settle();
+    if packet.is_over() {
+        return;
+    }
     let payload = match packet.take_payload() {
         Some(skb) => {
             deliver_tap(&packet.header, TapPayload::Buffer(&skb));
@@ -81,12 +84,7 @@ fn deliver(mut packet: KBox<Packet<Loopback>>) {
     let Some(sender) = packet.sender() else {
         return;
     };
-    receive::<Loopback>(Received {
-        header: packet.header,
-        payload,
-        net: sender.net(),
-        sender: Some(sender),
-    });
+    Received::new(packet.header, payload, sender.net(), Some(sender)).receive::<Loopback>();
 }
 
 impl Link for Loopback {

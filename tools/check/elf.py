@@ -79,7 +79,7 @@ class Object:
             if table.type != SHT_RELA or not is_content(self.sections[table.info]):
                 continue
             section = self.sections[table.info]
-            for offset, info, addend in RELOCATION.iter_unpack(self._bytes(table)):
+            for offset, info, addend in RELOCATION.iter_unpack(self.content(table)):
                 target = self._target(self.symbols[info >> 32], info & 0xFFFFFFFF, addend)
                 yield Reference(section, offset, self._holder(table.info, offset), target)
 
@@ -97,7 +97,8 @@ class Object:
             return symbols[place].name
         return self.sections[section].name
 
-    def _bytes(self, section: Section) -> bytes:
+    def content(self, section: Section) -> bytes:
+        """The bytes of a section."""
         return self._data[section.offset : section.offset + section.size]
 
     def _read_sections(self) -> list[Section]:
@@ -117,7 +118,7 @@ class Object:
         strings = self.sections[table.link].offset
         return [
             Symbol(self._string(strings + name), info & 15, section if section < 0xFF00 else 0, value, size)
-            for name, info, _, section, value, size in SYMBOL.iter_unpack(self._bytes(table))
+            for name, info, _, section, value, size in SYMBOL.iter_unpack(self.content(table))
         ]
 
     def _sort_by_place(self) -> dict[int, tuple[list[int], list[Symbol]]]:

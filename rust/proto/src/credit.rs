@@ -16,6 +16,8 @@ use crate::count::Count;
 /// Half of what a peer sends at once ([`MAX_PAYLOAD`](crate::MAX_PAYLOAD)): a sender that has used
 /// up a large window gets it back in pieces that are worth a packet.
 const MAX_UPDATE_STEP: u32 = 256 * 1024;
+/// A reader that waits tells of room in smaller steps: so many of them are one.
+const STARVING_STEPS: u32 = 8;
 
 /// What a received header did to the room for sending.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -155,6 +157,17 @@ pub struct Advertisement {
     pub fwd_cnt: u32,
 }
 
+/// What has to be told to the peer of the room that we have.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Update {
+    /// Nothing.
+    None,
+    /// In a while: it has room for what the reader waits for.
+    Soon,
+    /// Something it may be waiting for.
+    Now,
+}
+
 /// The room that we have for what the peer sends.
 ///
 /// # Invariants
@@ -173,6 +186,9 @@ pub struct ReceiveCredit {
     promised: u32,
     /// What the peer was told last.
     advertised: Advertisement,
+    /// Bytes of room of which it was told [soon](Update::Soon), since it was told of any
+    /// [now](Update::Now).
+    deferred: u32,
 }
 
 impl ReceiveCredit {
@@ -189,6 +205,7 @@ impl ReceiveCredit {
                 buf_alloc: window,
                 fwd_cnt: Count::ZERO.to_wire(),
             },
+            deferred: 0,
         }
     }
 
@@ -247,24 +264,54 @@ impl ReceiveCredit {
         self.advertised
     }
 
-    /// Whether the peer has to be told now, by a packet of its own if there is no other.
+    /// What the peer was told last.
+    #[inline]
+    pub fn advertised(&self) -> Advertisement {
+        self.advertised
+    }
+
+    /// The header that [`advertise()`](Self::advertise) was asked for did not leave: the peer was
+    /// told `last` before it.
+    #[inline]
+    pub fn retract(&mut self, last: Advertisement) {
+        self.advertised = last;
+    }
+
+    /// Whether, and how soon, the peer has to be told, by a packet of its own if there is no other.
     ///
     /// Room goes back in steps of half the window, 256 KiB at most: neither does the peer wait for
     /// the last byte, nor does it get a packet for each (silly window syndrome). But if fewer than
     /// `low_water` bytes are queued, the reader waits for the peer and the peer maybe for room, and
-    /// anything is told. `low_water` is `SO_RCVLOWAT` for a stream, and [`u32::MAX`] for a seqpacket
-    /// socket that has no complete message: the rest of it may need every byte.
+    /// anything is told: now, if it is an eighth of a step, or if by what it knows for sure the peer
+    /// cannot send what the reader waits for; otherwise soon. `low_water` is `SO_RCVLOWAT` for a
+    /// stream, and [`u32::MAX`] for a seqpacket socket that has no complete message: the rest of it
+    /// may need every byte.
     ///
     /// `capacity` is [that](TransmitCredit::capacity) of the other direction: a Linux peer limits
     /// what it sends by its own window as well.
     ///
     /// To be asked after [`consume()`](Self::consume) and when `low_water` changes.
     #[inline]
-    pub fn poll_update(&self, low_water: u32, capacity: u32) -> bool {
-        let step = (self.window.min(capacity) / 2).min(MAX_UPDATE_STEP);
-        let news = self.unadvertised();
-        let freed = news > 0 && (news >= step || self.queued < low_water);
-        freed || self.window != self.advertised.buf_alloc
+    pub fn poll_update(&mut self, low_water: u32, capacity: u32) -> Update {
+        let (window, news) = (self.window.min(capacity), self.unadvertised());
+        let step = (window / 2).min(MAX_UPDATE_STEP);
+        let unsure = self.deferred.saturating_add(news);
+        let is_starving = self.queued < low_water;
+        let is_needed = unsure >= step
+            || (is_starving && unsure >= step / STARVING_STEPS)
+            || window.saturating_sub(unsure) < low_water;
+        let update = match (self.window != self.advertised.buf_alloc, news > 0) {
+            (true, _) => Update::Now,
+            (false, true) if is_needed => Update::Now,
+            (false, true) if is_starving => Update::Soon,
+            _ => Update::None,
+        };
+        match update {
+            Update::None => {}
+            Update::Soon => self.deferred = unsure,
+            Update::Now => self.deferred = 0,
+        }
+        update
     }
 
     /// Changes the size of the window to `window` bytes (`virtio_transport_notify_buffer_size()`).
@@ -420,6 +467,19 @@ mod tests {
     }
 
     #[test]
+    fn what_did_not_leave_has_to_be_told_again() {
+        let mut credit = receiver(WINDOW);
+        credit.handle_payload(WINDOW).unwrap();
+        credit.consume(WINDOW);
+        let last = credit.advertised();
+        assert_eq!(credit.poll_update(0, WINDOW), Update::Now);
+        credit.advertise();
+        assert_eq!(credit.poll_update(0, WINDOW), Update::None);
+        credit.retract(last);
+        assert_eq!(credit.poll_update(0, WINDOW), Update::Now);
+    }
+
+    #[test]
     fn every_byte_that_is_consumed_is_free_again() {
         let mut credit = receiver(100);
         credit.handle_payload(100).unwrap();
@@ -456,7 +516,7 @@ mod tests {
         assert_eq!(credit.handle_payload(u32::MAX), Ok(()));
         assert_eq!(credit.handle_payload(1), Err(Overrun));
         credit.consume(u32::MAX);
-        assert!(credit.poll_update(0, WINDOW));
+        assert_eq!(credit.poll_update(0, WINDOW), Update::Now);
         assert_eq!(credit.advertise().fwd_cnt, u32::MAX);
         assert_eq!(credit.handle_payload(u32::MAX), Ok(()));
         credit.consume(u32::MAX);
@@ -479,7 +539,7 @@ mod tests {
         (1..=window)
             .find(|_| {
                 credit.consume(1);
-                credit.poll_update(0, u32::MAX)
+                credit.poll_update(0, u32::MAX) == Update::Now
             })
             .unwrap()
     }
@@ -496,12 +556,28 @@ mod tests {
     fn a_reader_that_waits_for_the_peer_tells_it_of_every_byte() {
         let mut credit = receiver(WINDOW);
         credit.handle_payload(1000).unwrap();
-        assert!(!credit.poll_update(u32::MAX, WINDOW));
+        assert_eq!(credit.poll_update(u32::MAX, WINDOW), Update::None);
         credit.consume(1);
-        assert!(!credit.poll_update(999, WINDOW));
-        assert!(credit.poll_update(1000, WINDOW));
+        assert_eq!(credit.poll_update(999, WINDOW), Update::None);
+        assert_eq!(credit.poll_update(1000, WINDOW), Update::Soon);
         credit.advertise();
-        assert!(!credit.poll_update(1000, WINDOW));
+        assert_eq!(credit.poll_update(1000, WINDOW), Update::None);
+        credit.consume(1);
+        assert_eq!(credit.poll_update(WINDOW, WINDOW), Update::Now);
+    }
+
+    #[test]
+    fn a_peer_that_has_room_is_told_soon_and_for_sure_before_long() {
+        const STEP: u32 = 16 * 1024;
+        let mut credit = receiver(16 * STEP);
+        for told in 1..=2 * STEP {
+            credit.handle_payload(1).unwrap();
+            credit.consume(1);
+            let is_step = told % STEP == 0;
+            let due = if is_step { Update::Now } else { Update::Soon };
+            assert_eq!(credit.poll_update(1, u32::MAX), due);
+            credit.advertise();
+        }
     }
 
     #[test]
@@ -509,9 +585,9 @@ mod tests {
         let mut credit = receiver(WINDOW);
         credit.handle_payload(20).unwrap();
         credit.consume(10);
-        assert!(!credit.poll_update(1, 22));
-        assert!(credit.poll_update(1, 20));
-        assert!(credit.poll_update(1, 0));
+        assert_eq!(credit.poll_update(1, 22), Update::None);
+        assert_eq!(credit.poll_update(1, 20), Update::Now);
+        assert_eq!(credit.poll_update(1, 0), Update::Now);
     }
 
     #[test]
@@ -519,9 +595,9 @@ mod tests {
         let mut credit = receiver(WINDOW);
         assert!(!credit.set_window(WINDOW));
         assert!(credit.set_window(WINDOW / 2));
-        assert!(credit.poll_update(0, WINDOW));
+        assert_eq!(credit.poll_update(0, WINDOW), Update::Now);
         credit.advertise();
-        assert!(!credit.poll_update(u32::MAX, WINDOW));
+        assert_eq!(credit.poll_update(u32::MAX, WINDOW), Update::None);
     }
 
     #[test]
@@ -531,7 +607,7 @@ mod tests {
             assert_eq!(tx.take(u32::MAX), WINDOW);
             rx.handle_payload(WINDOW).unwrap();
             rx.consume(WINDOW);
-            assert!(rx.poll_update(1, WINDOW));
+            assert_eq!(rx.poll_update(1, WINDOW), Update::Now);
             let Advertisement { buf_alloc, fwd_cnt } = rx.advertise();
             assert!(tx.handle_peer(buf_alloc, fwd_cnt).opened);
         }

@@ -45,7 +45,7 @@ pub mod reply;
 pub use address::{AddressError, UniversalAddress};
 pub use cid_list::{cid_entries, CidEntry, CidListError};
 pub use connection::{addressed_to, handle_packet, Action, Facts, Finish, Phase};
-pub use credit::{Advertisement, CreditChange, Overrun, ReceiveCredit, TransmitCredit};
+pub use credit::{Advertisement, CreditChange, Overrun, ReceiveCredit, TransmitCredit, Update};
 pub use flags::{MessageFlags, ShutdownFlags};
 pub use header::{Address, Header, HeaderError, Kind, Operation, HEADER_LEN, MAX_PAYLOAD};
 pub use message::max_boundaries;

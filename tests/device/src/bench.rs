@@ -8,8 +8,8 @@ use crate::device::{kind_name, Device, Key, Lost};
 use crate::header::{CREDIT_REQUEST, CREDIT_UPDATE};
 use crate::puppet::{Puppet, ECHO_PORTS};
 
-/// The rings that the device works on.
-const RINGS: [usize; 2] = [0, 1];
+/// Rings that the device works on, which the driver takes back one by one.
+const RINGS: u64 = 2;
 
 /// A port of the kernel's choice.
 const ANY_PORT: u32 = u32::MAX;
@@ -82,28 +82,11 @@ impl Bench {
         self.attach()
     }
 
-    /// The device is of no use any more: the guest has to notice that and give it up. Nothing of it
-    /// is touched until then: what was posted may be anybody's memory by now.
+    /// The device is of no use any more: the guest has to notice that and give it up.
     pub fn expect_loss(&mut self) -> anyhow::Result<()> {
-        self.device.buffers.clear();
-        self.device.services.clear();
-        self.device.silent = true;
-        let lost = self
-            .device
-            .wait("the guest gives the device up", |_| None::<()>);
-        match lost {
-            Err(error) if error.is::<Lost>() => {}
-            other => return other,
-        }
-        // The driver takes its rings back one by one.
-        for _ in RINGS {
-            self.start_over();
-            match self.attach() {
-                Err(error) if error.is::<Lost>() => {}
-                result => return result,
-            }
-        }
-        anyhow::bail!("the guest gives the device up again and again")
+        self.device.wait_for_stop(RINGS)?;
+        self.start_over();
+        self.attach()
     }
 
     /// Connections that nothing else happens to.

@@ -54,6 +54,7 @@ cases!(
     a_window_that_shrinks_with_bytes_in_flight_lets_nothing_out,
     a_window_of_4_gib_is_not_believed,
     a_device_that_sleeps_is_told_of_every_packet,
+    a_device_that_sleeps_is_told_of_room,
     bytes_count_as_unsent_until_the_device_has_read_them,
     a_guest_that_sends_no_more_still_receives,
     a_device_that_sends_no_more_still_receives,
@@ -374,6 +375,33 @@ fn a_device_that_sleeps_is_told_of_every_packet(bench: &mut Bench) -> anyhow::Re
         sleeps[ROUNDS * 4 / 5] < soon,
         "the device slept for {sleeps:?}"
     );
+    Ok(())
+}
+
+/// Also of a little that it does not need: a program may want to write as much as its peer has ever
+/// offered.
+fn a_device_that_sleeps_is_told_of_room(bench: &mut Bench) -> anyhow::Result<()> {
+    const LITTLE: usize = 1000;
+    let Pair { id, key } = bench.made_by_device(STREAM, WINDOW)?;
+    bench.device.write(key, &[0; LITTLE], LITTLE)?;
+    bench.order(&format!("recv {id} {LITTLE}"))?;
+    loop {
+        let kicks = bench.device.backend.kicks();
+        bench.device.poll()?;
+        let peer = bench.device.peers.get(&key);
+        let room = peer.context("the connection is gone")?.room();
+        if room == WINDOW {
+            break;
+        }
+        ensure!(
+            bench
+                .device
+                .backend
+                .wait_for_kick(kicks, bench.device.patience),
+            "the device was told of {room} bytes of room"
+        );
+    }
+    bench.answer()?;
     Ok(())
 }
 

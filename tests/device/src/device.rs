@@ -243,6 +243,22 @@ impl Device {
         Ok(())
     }
 
+    /// Waits until the driver has taken so many rings back. They are not looked at meanwhile: after a
+    /// lie, what was posted may be anybody's memory.
+    pub fn wait_for_stop(&mut self, rings: u64) -> anyhow::Result<()> {
+        let started = Instant::now();
+        while self.backend.epoch() < self.epoch + rings {
+            ensure!(
+                started.elapsed() < self.patience,
+                "not within {:?}: the guest gives the device up",
+                self.patience
+            );
+            ensure!(!self.backend.is_gone(), "QEMU has closed the connection");
+            self.backend.wait_for_kick(self.backend.kicks(), TICK);
+        }
+        Ok(())
+    }
+
     /// The next buffer to write to; waits for one.
     pub fn buffer(&mut self) -> anyhow::Result<Chain> {
         self.wait("a receive buffer", |device| device.buffers.pop_front())

@@ -2,6 +2,7 @@
 //! What a case is, and what it finds.
 
 use std::fmt;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 /// What is said about the machine on the command line.
@@ -15,6 +16,10 @@ pub struct Setup {
     pub reload: Option<String>,
     /// Take minutes if need be.
     pub long: bool,
+    /// A file with all calls of allocators in the module.
+    pub sites: Option<PathBuf>,
+    /// The port, on another machine, of a program that leads connections back to this kernel.
+    pub relay: Option<u32>,
 }
 
 impl Default for Setup {
@@ -24,6 +29,8 @@ impl Default for Setup {
             module: None,
             reload: None,
             long: false,
+            sites: None,
+            relay: None,
         }
     }
 }

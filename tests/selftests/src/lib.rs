@@ -6,5 +6,7 @@ pub mod errno;
 pub mod fault;
 pub mod namespace;
 pub mod pattern;
+pub mod relay;
 pub mod runner;
+pub mod shortage;
 pub mod socket;

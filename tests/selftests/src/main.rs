@@ -9,7 +9,9 @@ mod cases;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use rvsock_selftests::{case, cases, ensure_eq, errno, fault, namespace, pattern, runner, socket};
+use rvsock_selftests::{
+    case, cases, ensure_eq, errno, fault, namespace, pattern, relay, runner, shortage, socket,
+};
 
 use case::{Case, Setup};
 
@@ -24,6 +26,10 @@ Runs the named cases, or all of them.
   --module NAME      the module of the transport; after each case nobody may use it any more, and
                      some cases unload it
   --reload COMMAND   shell command that loads the module again
+  --sites FILE       all calls of allocators in the module, FUNCTION+0xOFFSET in a line each
+  --relay PORT       where CID is another machine's, and `--be-relay PORT` runs there
+  --be-relay PORT    run no cases, but lead back where they came from, until killed, connections of
+                     programs that were told of this port
   --long             include what takes minutes
   --timeout SECONDS  end a case that takes longer (default: 120)";
 
@@ -32,6 +38,7 @@ struct Arguments {
     timeout: Duration,
     setup: Setup,
     names: Vec<String>,
+    be_relay: Option<u32>,
 }
 
 fn parse(mut words: impl Iterator<Item = String>) -> Result<Arguments, String> {
@@ -40,6 +47,7 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Arguments, String> {
         timeout: Duration::from_secs(120),
         setup: Setup::default(),
         names: Vec::new(),
+        be_relay: None,
     };
     while let Some(word) = words.next() {
         let mut value = || words.next().ok_or(format!("{word} needs a value"));
@@ -49,6 +57,9 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Arguments, String> {
             "--cid" => arguments.setup.cid = number(&value()?)?,
             "--timeout" => arguments.timeout = Duration::from_secs(number(&value()?)?.into()),
             "--module" => arguments.setup.module = Some(value()?),
+            "--sites" => arguments.setup.sites = Some(value()?.into()),
+            "--relay" => arguments.setup.relay = Some(number(&value()?)?),
+            "--be-relay" => arguments.be_relay = Some(number(&value()?)?),
             "--reload" => arguments.setup.reload = Some(value()?),
             option if option.starts_with('-') => return Err(format!("unknown option {option}")),
             name => arguments.names.push(name.to_owned()),
@@ -102,6 +113,11 @@ fn main() -> ExitCode {
     if arguments.list {
         list(&selected);
         return ExitCode::SUCCESS;
+    }
+    if let Some(port) = arguments.be_relay {
+        let Err(error) = relay::serve(port);
+        eprintln!("rvsock-selftests: {error:#}");
+        return ExitCode::FAILURE;
     }
     if runner::run_all(&selected, &arguments.setup, arguments.timeout) {
         ExitCode::SUCCESS

@@ -48,8 +48,12 @@ fn report(number: usize, name: &str, outcome: &Outcome) {
 }
 
 fn run(case: &Case, setup: &Setup, timeout: Duration) -> Outcome {
+    let before = match users(setup) {
+        Ok(before) => before,
+        Err(reason) => return Outcome::Failed(reason),
+    };
     match run_apart(case, setup, timeout) {
-        Ok(Outcome::Passed) => match wait_for_release(setup) {
+        Ok(Outcome::Passed) => match wait_for_release(setup, before) {
             Ok(()) => Outcome::Passed,
             Err(reason) => Outcome::Failed(reason),
         },
@@ -137,23 +141,29 @@ fn wait(child: libc::pid_t, timeout: Duration) -> anyhow::Result<Option<i32>> {
     Ok(ended.then_some(status))
 }
 
-/// Nobody may use the transport any more: each of its sockets holds a reference to its module.
-fn wait_for_release(setup: &Setup) -> Result<(), String> {
+/// How many use the module: each of its sockets, and each open file of its devices.
+fn users(setup: &Setup) -> Result<u32, String> {
     let Some(module) = &setup.module else {
-        return Ok(());
+        return Ok(0);
     };
     let path = PathBuf::from(format!("/sys/module/{module}/refcnt"));
+    let count =
+        fs::read_to_string(&path).map_err(|error| format!("{}: {error}", path.display()))?;
+    let count = count.trim();
+    count.parse().map_err(|_| format!("{count} users"))
+}
+
+/// Nobody may use the transport any more who did not before.
+fn wait_for_release(setup: &Setup, before: u32) -> Result<(), String> {
     let started = Instant::now();
     loop {
-        let count =
-            fs::read_to_string(&path).map_err(|error| format!("{}: {error}", path.display()))?;
-        if count.trim() == "0" {
+        let count = users(setup)?;
+        if count <= before {
             return Ok(());
         }
         if started.elapsed() > RELEASE_TIMEOUT {
             return Err(format!(
-                "{} sockets of {module} are left after {RELEASE_TIMEOUT:?}",
-                count.trim()
+                "{count} sockets of the module, {before} before, are left after {RELEASE_TIMEOUT:?}"
             ));
         }
         std::thread::sleep(Duration::from_millis(20));

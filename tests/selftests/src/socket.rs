@@ -9,6 +9,7 @@ use std::time::Duration;
 use crate::case::{Setup, PATIENCE};
 use crate::ensure_eq;
 use crate::errno::{check, Errno};
+use crate::relay;
 
 /// What a socket's window is unless somebody changes it (`VSOCK_DEFAULT_BUFFER_SIZE`).
 pub const DEFAULT_WINDOW: usize = 256 * 1024;
@@ -19,7 +20,7 @@ pub const SO_VM_SOCKETS_BUFFER_MIN_SIZE: i32 = 1;
 pub const SO_VM_SOCKETS_BUFFER_MAX_SIZE: i32 = 2;
 pub const SO_VM_SOCKETS_CONNECT_TIMEOUT: i32 = 8;
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Kind {
     Stream,
     Seqpacket,
@@ -46,6 +47,10 @@ impl Address {
         cid: libc::VMADDR_CID_ANY,
         port: libc::VMADDR_PORT_ANY,
     };
+
+    pub fn new(cid: u32, port: u32) -> Self {
+        Self { cid, port }
+    }
 
     fn to_raw(self) -> libc::sockaddr_vm {
         // SAFETY: Consists of integers.
@@ -87,6 +92,11 @@ impl Socket {
             ))?;
             Ok(Self(OwnedFd::from_raw_fd(fd)))
         }
+    }
+
+    /// Its descriptor, to be closed by the caller.
+    pub fn into_fd(self) -> OwnedFd {
+        self.0
     }
 
     /// The same socket once more; it is closed when both are.
@@ -328,6 +338,14 @@ impl Socket {
         Ok(())
     }
 
+    pub fn kind(&self) -> Result<Kind, Errno> {
+        let kind: i32 = self.get(libc::SOL_SOCKET, libc::SO_TYPE)?;
+        Ok(match kind {
+            libc::SOCK_STREAM => Kind::Stream,
+            _ => Kind::Seqpacket,
+        })
+    }
+
     /// `SO_ERROR`; none if it is 0.
     pub fn take_error(&self) -> Result<Option<Errno>, Errno> {
         let error: i32 = self.get(libc::SOL_SOCKET, libc::SO_ERROR)?;
@@ -399,10 +417,11 @@ impl Pair {
 impl Setup {
     /// Where a socket of this kernel is reached.
     pub fn address(&self, socket: &Socket) -> Result<Address, Errno> {
-        Ok(Address {
-            cid: self.cid,
-            port: socket.port()?,
-        })
+        let port = match self.relay {
+            Some(relay) => relay::ask(Address::new(self.cid, relay), socket)?,
+            None => socket.port()?,
+        };
+        Ok(Address::new(self.cid, port))
     }
 
     /// A socket connected to `listener`.

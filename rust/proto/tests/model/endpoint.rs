@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 
 use vsock_proto::{
     handle_packet, Action, Address, Advertisement, CreditChange, Facts, Header, Kind, MessageFlags,
-    Operation, Phase, ReceiveCredit, TransmitCredit, HEADER_LEN,
+    Operation, Phase, ReceiveCredit, TransmitCredit, Update, HEADER_LEN,
 };
 
 /// A header as on the wire, and its payload.
@@ -182,7 +182,7 @@ impl Endpoint {
             Kind::Seqpacket if self.ends.is_empty() => u32::MAX,
             Kind::Seqpacket => 0,
         };
-        if self.rx.poll_update(low_water, self.tx.capacity()) {
+        if self.rx.poll_update(low_water, self.tx.capacity()) != Update::None {
             self.send(peer, Operation::CreditUpdate, 0, Vec::new());
         }
     }

@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Whose turn it is, counted in bytes.
 
+use std::time::Instant;
+
 use anyhow::ensure;
-use rvsock_selftests::case::Setup;
+use rvsock_selftests::case::{Setup, PATIENCE};
 use rvsock_selftests::errno::Errno;
 use rvsock_selftests::socket::{Kind, Socket};
 use rvsock_selftests::{cases, ensure_eq};
@@ -16,6 +18,7 @@ cases!("fairness":
     bulk_transfers_get_equal_shares
         => "who has queued first is served first",
     packets_of_a_connection_do_not_overtake_each_other,
+    a_guest_that_never_stops_sending_is_sent_to,
 );
 
 const WINDOW: u32 = 4 << 20;
@@ -155,4 +158,29 @@ fn packets_of_a_connection_do_not_overtake_each_other(_: &Setup) -> anyhow::Resu
     );
     crowd.guest.send_control(&connection, operation::RESET, 0)?;
     crowd.guest.flush()
+}
+
+fn a_guest_that_never_stops_sending_is_sent_to(_: &Setup) -> anyhow::Result<()> {
+    const LEN: usize = 200_000;
+    let mut guest = Guest::start(&Options::default())?;
+    let (socket, mut connection) = guest.accept_from(Kind::Stream)?;
+    socket.send_all(&[7; LEN])?;
+    let started = Instant::now();
+    let mut received = 0;
+    while received < LEN {
+        ensure!(
+            started.elapsed() < PATIENCE,
+            "{received} bytes came meanwhile"
+        );
+        // A ring full of them: the host has not read them when the next ones come.
+        for _ in 0..100 {
+            let nothing_new = connection.header(operation::CREDIT_UPDATE);
+            guest.send(&nothing_new, &[])?;
+        }
+        while let Some(packet) = guest.try_receive()? {
+            connection.handle(&packet)?;
+            received += packet.payload.len();
+        }
+    }
+    Ok(())
 }

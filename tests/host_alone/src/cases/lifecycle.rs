@@ -5,7 +5,7 @@ use std::ffi::CString;
 use std::fs;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::ensure;
 use rvsock_selftests::case::{wait_until, Setup};
@@ -15,7 +15,7 @@ use rvsock_selftests::{cases, ensure_eq};
 
 use crate::device::{skip, Device};
 use crate::guest::{prepare, Guest, Options, CID, PORT};
-use crate::header::operation;
+use crate::header::{operation, Header};
 
 cases!("lifecycle":
     a_module_with_an_open_device_stays,
@@ -27,6 +27,9 @@ cases!("lifecycle":
     a_guest_that_comes_and_goes_under_traffic_leaves_nothing,
     a_stopped_guest_keeps_its_connections,
     connecting_in_vain_leaves_nothing,
+    bytes_for_a_guest_that_goes_are_waited_for_no_longer
+        => "what is dropped with the device counts as unsent for ever",
+    a_guest_that_changes_its_cid_under_traffic_leaves_nothing,
 );
 
 fn a_module_with_an_open_device_stays(setup: &Setup) -> anyhow::Result<()> {
@@ -332,4 +335,87 @@ fn connecting_in_vain_leaves_nothing(_: &Setup) -> anyhow::Result<()> {
         "{before} objects became {after} after {TIMES} attempts"
     );
     Ok(())
+}
+
+fn bytes_for_a_guest_that_goes_are_waited_for_no_longer(_: &Setup) -> anyhow::Result<()> {
+    for kind in [Kind::Stream, Kind::Seqpacket] {
+        // It takes the request, and nothing after that.
+        let mut guest = Guest::with_buffers(1)?;
+        guest.reposts = false;
+        let (socket, _) = guest.accept_from(kind)?;
+        socket.send_all(&[1; 50_000])?;
+        ensure_eq!(socket.unsent()?, 50_000);
+        socket.set_linger(20)?;
+        let lingering = socket.duplicate()?;
+        thread::scope(|scope| {
+            // The end of the guest comes while close() waits for bytes to leave, or just before.
+            drop(socket);
+            let closing = scope.spawn(move || {
+                let started = Instant::now();
+                drop(lingering);
+                started.elapsed()
+            });
+            thread::sleep(Duration::from_millis(100));
+            ensure!(!closing.is_finished(), "close() does not wait");
+            drop(guest);
+            let took = closing.join().unwrap();
+            ensure!(took < Duration::from_secs(10), "close() took {took:?}");
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+fn a_guest_that_changes_its_cid_under_traffic_leaves_nothing(setup: &Setup) -> anyhow::Result<()> {
+    let rounds = if setup.long { 20_000 } else { 200 };
+    let mut guest = Guest::start(&Options::default())?;
+    let done = AtomicBool::new(false);
+    let answered = AtomicUsize::new(0);
+    thread::scope(|scope| {
+        for offset in 0..2 {
+            let (done, answered) = (&done, &answered);
+            scope.spawn(move || {
+                while !done.load(Ordering::Relaxed) {
+                    let Ok(socket) = Socket::new(Kind::Stream) else {
+                        continue;
+                    };
+                    let _ = socket.set_connect_timeout(Duration::from_millis(20));
+                    let address = Address::new(CID + offset, PORT);
+                    if matches!(socket.connect(address), Err(Errno(libc::ECONNRESET))) {
+                        answered.fetch_add(1, Ordering::Relaxed);
+                    }
+                }
+            });
+        }
+        let mut work = || -> anyhow::Result<()> {
+            for round in 0..rounds {
+                let cid = CID + round % 2;
+                guest.device.set_cid(cid.into())?;
+                while let Some(packet) = guest.receive_within(Duration::from_millis(2))? {
+                    let header = packet.header;
+                    if header.operation != operation::REQUEST {
+                        continue;
+                    }
+                    // From the CID that was asked for: the host takes that only if it is the guest's yet.
+                    let answer = Header {
+                        source_cid: header.destination_cid,
+                        destination_cid: header.source_cid,
+                        source_port: header.destination_port,
+                        destination_port: header.source_port,
+                        operation: operation::RESET,
+                        ..header
+                    };
+                    guest.send(&answer, &[])?;
+                }
+            }
+            Ok(())
+        };
+        let result = work();
+        done.store(true, Ordering::Relaxed);
+        result
+    })?;
+    ensure!(answered.load(Ordering::Relaxed) > 0, "nobody was answered");
+    guest.device.set_cid(CID.into())?;
+    while guest.receive_within(Duration::from_millis(200))?.is_some() {}
+    guest.exercise()
 }

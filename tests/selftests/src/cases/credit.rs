@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Credit: how much may be under way, in both directions.
 
+use std::os::fd::AsRawFd;
 use std::thread;
 
 use anyhow::ensure;
 
 use crate::case::{stays, wait_until, Setup, A_WHILE};
-use crate::errno::Errno;
+use crate::errno::{check, Errno};
 use crate::fault::StalledDelivery;
 use crate::pattern::Pattern;
 use crate::socket::{
@@ -34,6 +35,8 @@ cases!("credit":
     a_low_water_mark_of_the_whole_window_can_be_reached
         => "room comes back when a whole packet is read, not a part of it",
     a_low_water_mark_above_the_window_is_refused,
+    a_read_that_stops_at_memory_that_is_not_there_gives_back_room
+        => "the peer is not told",
     bytes_to_be_read_are_counted_exactly,
     bytes_that_have_not_left_are_counted_exactly,
     counters_wrap_without_a_trace,
@@ -366,4 +369,43 @@ fn counters_wrap_without_a_trace(setup: &Setup) -> anyhow::Result<()> {
         ensure_eq!(fill(&client, CHUNK)?, 4 << 20);
         Ok(())
     })
+}
+
+/// Memory of which only the first `len` bytes are there.
+fn half_of_memory(len: usize) -> anyhow::Result<*mut u8> {
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+    // SAFETY: New mappings; the second one is inside the first.
+    unsafe {
+        let start = libc::mmap(std::ptr::null_mut(), 2 * len, libc::PROT_NONE, flags, -1, 0);
+        ensure!(start != libc::MAP_FAILED, "mmap failed");
+        let readable = libc::PROT_READ | libc::PROT_WRITE;
+        ensure!(libc::mprotect(start, len, readable) == 0, "mprotect failed");
+        Ok(start.cast())
+    }
+}
+
+fn a_read_that_stops_at_memory_that_is_not_there_gives_back_room(
+    setup: &Setup,
+) -> anyhow::Result<()> {
+    // Three quarters of the window, in packets that end where the memory does.
+    const THERE: usize = DEFAULT_WINDOW * 3 / 4;
+    let Pair { client, server } = setup.pair(Kind::Stream)?;
+    ensure_eq!(fill(&client, 16 * 1024)?, DEFAULT_WINDOW);
+    wait_until("it is there", || server.unread() == Ok(DEFAULT_WINDOW))?;
+    let memory = half_of_memory(THERE)?;
+    // SAFETY: The kernel checks the memory, of which a part is there.
+    let got = unsafe { libc::recv(server.as_raw_fd(), memory.cast(), DEFAULT_WINDOW, 0) };
+    ensure_eq!(check(got as i64)? as usize, THERE);
+    // SAFETY: So many bytes were written.
+    Pattern::new(0).check(0, unsafe { std::slice::from_raw_parts(memory, THERE) })?;
+    // The reader reads no more: the writer has to hear of the room by itself.
+    let mut sent = 0;
+    wait_until("the writer can send as much again", || {
+        sent += client
+            .send(&vec![0; THERE - sent], libc::MSG_DONTWAIT)
+            .unwrap_or(0);
+        sent == THERE
+    })?;
+    ensure_eq!(server.unread()?, DEFAULT_WINDOW);
+    Ok(())
 }

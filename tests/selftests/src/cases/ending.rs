@@ -26,6 +26,7 @@ cases!("ending":
     a_socket_that_was_never_connected_says_so,
     a_connected_socket_cannot_connect_again,
     nobody_listening_is_a_reset,
+    a_socket_that_failed_to_connect_can_listen,
     a_full_backlog_is_a_reset,
     a_listener_that_goes_resets_who_was_not_accepted,
     accept_needs_a_listener,
@@ -243,6 +244,27 @@ fn nobody_listening_is_a_reset(setup: &Setup) -> anyhow::Result<()> {
         socket.connect(setup.address(&listener)?)?;
         listener.accept()?.send(b"hello", 0)?;
         ensure_eq!(socket.recv_vec(10, 0), Ok(b"hello".to_vec()));
+    }
+    Ok(())
+}
+
+fn a_socket_that_failed_to_connect_can_listen(setup: &Setup) -> anyhow::Result<()> {
+    for kind in [Kind::Stream, Kind::Seqpacket] {
+        let socket = Socket::new(kind)?;
+        socket.set_receive_timeout(PATIENCE)?;
+        for _ in 0..3 {
+            ensure_eq!(
+                socket.connect(free_address(setup)?),
+                Err(Errno(libc::ECONNRESET))
+            );
+        }
+        // What the failure has left, an error or the state of a connection, is nothing to a listener.
+        socket.listen(10)?;
+        for _ in 0..3 {
+            let client = setup.connected_to(&socket, kind)?;
+            let server = socket.accept()?;
+            Pair { client, server }.converse()?;
+        }
     }
     Ok(())
 }

@@ -8,6 +8,7 @@ mod namespace;
 mod polling;
 mod race;
 mod seqpacket;
+mod shortage;
 mod sockmap;
 mod source;
 mod splice;
@@ -30,6 +31,7 @@ pub const ALL: &[&[Case]] = &[
     zerocopy::CASES,
     splice::CASES,
     uring::CASES,
+    shortage::CASES,
     monitor::CASES,
     trace::CASES,
     namespace::CASES,

@@ -38,10 +38,10 @@ const SHUTDOWN: u16 = 4;
 const READ_WRITE: u16 = 5;
 
 /// A vsockmon device with a packet socket on it.
-struct Capture(OwnedFd);
+pub struct Capture(OwnedFd);
 
 impl Capture {
-    fn new() -> anyhow::Result<Self> {
+    pub fn new() -> anyhow::Result<Self> {
         // Of a case that was killed.
         let _ = ip(&["link", "delete", DEVICE]);
         if !ip(&["link", "add", DEVICE, "type", "vsockmon"])? {

@@ -11,7 +11,7 @@ use anyhow::ensure;
 use crate::case::{wait_until, Setup, PATIENCE};
 use crate::errno::Errno;
 use crate::pattern::Pattern;
-use crate::socket::{Kind, Pair, Socket};
+use crate::socket::{Address, Kind, Pair, Socket, DEFAULT_WINDOW};
 use crate::{cases, ensure_eq};
 
 cases!("race":
@@ -25,9 +25,22 @@ cases!("race":
     reading_and_resizing_the_window_loses_nothing
         => "what is under way when the window shrinks is taken for too much: ENOBUFS",
     many_connections_at_once_keep_their_data_apart,
+    a_listener_that_ends_while_it_accepts_loses_no_connection,
+    shutting_down_while_sending_keeps_what_was_sent,
+    setting_options_while_connecting_elsewhere_changes_nothing_else,
+    using_a_socket_while_it_changes_its_transport_ends_with_an_error,
 );
 
 const ROUNDS: u32 = 200;
+
+/// Rounds of a race whose outcomes are more than a few.
+fn rounds(setup: &Setup) -> u32 {
+    if setup.long {
+        20 * ROUNDS
+    } else {
+        ROUNDS
+    }
+}
 
 /// A delay that differs from round to round, from none to as long as a connect() takes.
 fn jitter(round: u32) {
@@ -332,4 +345,167 @@ fn many_connections_at_once_keep_their_data_apart(setup: &Setup) -> anyhow::Resu
             .into_iter()
             .try_for_each(|worker| worker.join().unwrap())
     })
+}
+
+fn a_listener_that_ends_while_it_accepts_loses_no_connection(setup: &Setup) -> anyhow::Result<()> {
+    for round in 0..rounds(setup) {
+        let kind = [Kind::Stream, Kind::Seqpacket][round as usize % 2];
+        let listener = Socket::listening(kind)?;
+        // Its end wakes nobody.
+        listener.set_receive_timeout(Duration::from_millis(5))?;
+        let clients = [(); 3].map(|()| setup.connected_to(&listener, kind));
+        let clients = clients.into_iter().collect::<Result<Vec<_>, _>>()?;
+        let other = listener.duplicate()?;
+        let accepted = thread::scope(|scope| {
+            let accepting = scope.spawn(move || {
+                let mut accepted = Vec::new();
+                while let Ok(server) = listener.accept() {
+                    accepted.push(server);
+                }
+                // Closed by the last of both.
+                accepted
+            });
+            jitter(round);
+            if round % 3 > 0 {
+                let _ = other.shutdown([libc::SHUT_RD, libc::SHUT_RDWR][round as usize % 2]);
+            }
+            drop(clients);
+            if round % 3 == 0 {
+                let _ = other.shutdown(libc::SHUT_RDWR);
+            }
+            drop(other);
+            accepting.join().unwrap()
+        });
+        for server in &accepted {
+            ensure_eq!(read_to_end(server)?, b"");
+        }
+    }
+    Ok(())
+}
+
+fn shutting_down_while_sending_keeps_what_was_sent(setup: &Setup) -> anyhow::Result<()> {
+    let pattern = Pattern::new(23);
+    for round in 0..rounds(setup) {
+        let Pair { client, server } = setup.pair(Kind::Stream)?;
+        let other = client.duplicate()?;
+        let (sent, received) = thread::scope(|scope| {
+            let writer = scope.spawn(|| {
+                let mut sent = 0;
+                loop {
+                    match client.send(&pattern.bytes(sent as u64, 5000), 0) {
+                        Ok(len) => sent += len,
+                        Err(error) => break (sent, error),
+                    }
+                }
+            });
+            let reader = scope.spawn(move || read_to_end(&server));
+            jitter(round);
+            let _ = other.shutdown([libc::SHUT_WR, libc::SHUT_RDWR][round as usize % 2]);
+            (writer.join().unwrap(), reader.join().unwrap())
+        });
+        ensure_eq!(sent.1, Errno(libc::EPIPE), "round {round}");
+        let received = received?;
+        ensure_eq!(received.len(), sent.0, "round {round}");
+        pattern.check(0, &received)?;
+    }
+    Ok(())
+}
+
+/// Where a socket may try to go: to this machine, to a host, to a guest; nobody listens there.
+fn elsewhere(setup: &Setup, round: u32) -> Address {
+    let cids = [setup.cid, libc::VMADDR_CID_HOST, 4711, setup.cid, 0, 99];
+    Address::new(cids[round as usize % cids.len()], 1)
+}
+
+/// How connect() may fail there.
+fn ensure_unreachable(result: Result<(), Errno>) -> anyhow::Result<()> {
+    let errors = [
+        libc::ECONNRESET,
+        libc::ENODEV,
+        libc::ENETUNREACH,
+        libc::EHOSTUNREACH,
+        libc::ETIMEDOUT,
+        libc::EINVAL,
+        libc::ESOCKTNOSUPPORT,
+        libc::EPROTO,
+    ];
+    ensure!(
+        result.is_err_and(|error| errors.contains(&error.0)),
+        "connect() returns {result:?}"
+    );
+    Ok(())
+}
+
+fn setting_options_while_connecting_elsewhere_changes_nothing_else(
+    setup: &Setup,
+) -> anyhow::Result<()> {
+    for round in 0..rounds(setup) {
+        let kind = [Kind::Stream, Kind::Seqpacket][round as usize % 2];
+        let socket = Socket::new(kind)?;
+        socket.set_connect_timeout(Duration::from_millis(50))?;
+        thread::scope(|scope| {
+            let setting = scope.spawn(|| -> anyhow::Result<()> {
+                for step in 0..20u64 {
+                    socket.set_window(20_000 + step)?;
+                    socket.set_low_water(1 + step as i32)?;
+                    ensure!((20_000..=DEFAULT_WINDOW as u64).contains(&socket.window()?));
+                }
+                Ok(())
+            });
+            for step in 0..4 {
+                jitter(round + step);
+                ensure_unreachable(socket.connect(elsewhere(setup, round + step)))?;
+            }
+            setting.join().unwrap()
+        })?;
+    }
+    Ok(())
+}
+
+fn using_a_socket_while_it_changes_its_transport_ends_with_an_error(
+    setup: &Setup,
+) -> anyhow::Result<()> {
+    for round in 0..rounds(setup) {
+        let kind = [Kind::Stream, Kind::Seqpacket][round as usize % 2];
+        let socket = Socket::new(kind)?;
+        socket.set_connect_timeout(Duration::from_millis(50))?;
+        let done = AtomicBool::new(false);
+        thread::scope(|scope| {
+            let uses: [fn(&Socket); 4] = [
+                |socket| {
+                    let _ = socket.send(b"to nobody", libc::MSG_DONTWAIT);
+                },
+                |socket| {
+                    let _ = socket.recv_vec(10, libc::MSG_DONTWAIT);
+                },
+                |socket| {
+                    let _ = (socket.unread(), socket.unsent(), socket.events());
+                },
+                |socket| {
+                    let _ = socket.shutdown(libc::SHUT_WR);
+                    let _ = socket.take_error();
+                },
+            ];
+            let (done, socket) = (&done, &socket);
+            for action in uses {
+                scope.spawn(move || {
+                    while !done.load(Ordering::Relaxed) {
+                        action(socket);
+                        thread::yield_now();
+                    }
+                });
+            }
+            let mut result = Ok(());
+            for step in 0..6 {
+                jitter(round + step);
+                result = ensure_unreachable(socket.connect(elsewhere(setup, round + step)));
+                if result.is_err() {
+                    break;
+                }
+            }
+            done.store(true, Ordering::Relaxed);
+            result
+        })?;
+    }
+    Ok(())
 }

@@ -49,7 +49,7 @@ const BPF_NOEXIST: u32 = 1;
 const BPF_F_INGRESS: u64 = 1;
 
 /// A sockmap with a program for what its sockets receive.
-struct SockMap(OwnedFd);
+pub struct SockMap(OwnedFd);
 
 /// Where a program finds a socket.
 const INPUT: u32 = 0;
@@ -73,7 +73,7 @@ fn high(pointer: *const u8) -> u32 {
 
 impl SockMap {
     /// One that passes everything on to the socket's own reader.
-    fn new() -> anyhow::Result<Self> {
+    pub fn new() -> anyhow::Result<Self> {
         let map = Self::empty()?;
         map.attach(&PASS)?;
         Ok(map)
@@ -129,7 +129,7 @@ impl SockMap {
         Ok(())
     }
 
-    fn insert(&self, socket: &Socket) -> anyhow::Result<()> {
+    pub fn insert(&self, socket: &Socket) -> anyhow::Result<()> {
         self.insert_at(INPUT, socket)?;
         Ok(())
     }
@@ -159,7 +159,7 @@ impl SockMap {
 
 /// Reads `len` bytes. A reader in a map may get EAGAIN for any wake-up that brings it nothing
 /// (`vsock_msg_wait_data()`), be its socket blocking or not.
-fn read(socket: &Socket, len: usize) -> anyhow::Result<Vec<u8>> {
+pub fn read(socket: &Socket, len: usize) -> anyhow::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     let mut last = Ok(0);
     wait_until("everything arrives", || {

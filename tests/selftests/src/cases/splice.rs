@@ -33,7 +33,7 @@ const PAGE: usize = 4096;
 const PIPE: usize = 16 * PAGE;
 
 /// A file in memory with the pattern from its beginning.
-fn file(pattern: &Pattern, len: usize) -> anyhow::Result<File> {
+pub fn file(pattern: &Pattern, len: usize) -> anyhow::Result<File> {
     // SAFETY: The name is a string; the descriptor is ours.
     let file = unsafe {
         let fd = check(libc::memfd_create(c"splice".as_ptr(), libc::MFD_CLOEXEC))?;
@@ -44,7 +44,7 @@ fn file(pattern: &Pattern, len: usize) -> anyhow::Result<File> {
 }
 
 /// Sends a part of a file; how much was taken.
-fn send_file(socket: &Socket, file: &File, offset: usize, len: usize) -> Result<usize, Errno> {
+pub fn send_file(socket: &Socket, file: &File, offset: usize, len: usize) -> Result<usize, Errno> {
     let (to, from) = (socket.as_raw_fd(), file.as_raw_fd());
     let mut offset = offset as libc::off_t;
     // SAFETY: Both are open; the offset is valid.

@@ -5,7 +5,8 @@
 use std::thread;
 use std::time::Duration;
 
-use crate::case::{wait_until, Setup};
+use crate::case::{wait_until, Setup, A_WHILE};
+use crate::errno::Errno;
 use crate::fault::StalledCall;
 use crate::pattern::Pattern;
 use crate::socket::{Address, Kind, Pair, Socket, DEFAULT_WINDOW};
@@ -20,6 +21,8 @@ cases!("stall":
         => "packets for it wait for its lock, and everybody's behind them",
     a_peer_that_gave_up_can_use_its_port_again
         => "its reset waits for the lock, and the new request behind it",
+    what_was_begun_for_a_peer_that_gave_up_is_not_for_its_successor
+        => "the reset waits for the lock, and the new request behind it",
     what_comes_meanwhile_is_read_in_order,
     messages_that_come_meanwhile_are_whole,
     more_than_the_window_comes_when_there_is_room,
@@ -94,32 +97,55 @@ fn a_stalled_reader_of_messages_holds_up_no_other_connection(setup: &Setup) -> a
     Ok(())
 }
 
-fn a_peer_that_gave_up_can_use_its_port_again(setup: &Setup) -> anyhow::Result<()> {
-    let listener = Socket::listening(Kind::Stream)?;
-    let client = setup.connected_to(&listener, Kind::Stream)?;
-    let pair = Pair {
+/// A connection to `listener`.
+fn accepted(setup: &Setup, listener: &Socket) -> anyhow::Result<Pair> {
+    let client = setup.connected_to(listener, Kind::Stream)?;
+    Ok(Pair {
         server: listener.accept()?,
         client,
-    };
-    let port = pair.client.port()?;
-    let stalled = stall_reader(&pair, b"last words")?;
-    drop(pair.client);
-    let again = Socket::new(Kind::Stream)?;
-    again.set_connect_timeout(AT_ONCE)?;
+    })
+}
+
+/// Gives `client` up, whose server is stalled, and connects again from the same port.
+fn connect_again(setup: &Setup, listener: &Socket, client: Socket) -> anyhow::Result<Pair> {
     let address = Address {
-        port,
+        port: client.port()?,
         ..Address::ANY
     };
+    drop(client);
+    let client = Socket::new(Kind::Stream)?;
+    client.set_connect_timeout(AT_ONCE)?;
     // After 8 s without an answer the closed end resets the connection, and is gone.
-    wait_until("the port is free", || again.bind(address).is_ok())?;
-    again.connect(setup.address(&listener)?)?;
-    use_connection(&Pair {
-        client: again,
+    wait_until("the port is free", || client.bind(address).is_ok())?;
+    client.connect(setup.address(listener)?)?;
+    Ok(Pair {
         server: listener.accept()?,
-    })?;
+        client,
+    })
+}
+
+fn a_peer_that_gave_up_can_use_its_port_again(setup: &Setup) -> anyhow::Result<()> {
+    let listener = Socket::listening(Kind::Stream)?;
+    let pair = accepted(setup, &listener)?;
+    let stalled = stall_reader(&pair, b"last words")?;
+    use_connection(&connect_again(setup, &listener, pair.client)?)?;
     ensure_eq!(stalled.release()?, b"last words");
     ensure_eq!(pair.server.recv_exact(1)?, b"");
     Ok(())
+}
+
+fn what_was_begun_for_a_peer_that_gave_up_is_not_for_its_successor(
+    setup: &Setup,
+) -> anyhow::Result<()> {
+    let listener = Socket::listening(Kind::Stream)?;
+    let pair = accepted(setup, &listener)?;
+    let stalled = StalledCall::writer(&pair.server)?;
+    let again = connect_again(setup, &listener, pair.client)?;
+    let _ = stalled.release();
+    again.client.set_receive_timeout(A_WHILE)?;
+    let got = again.client.recv_vec(1 << 16, 0);
+    ensure_eq!(got.map(|bytes| bytes.len()), Err(Errno(libc::EAGAIN)));
+    use_connection(&again)
 }
 
 /// Reads what is left of `len` bytes after those that the stalled call has read.
@@ -171,7 +197,7 @@ fn more_than_the_window_comes_when_there_is_room(setup: &Setup) -> anyhow::Resul
     let client = pair.client.duplicate()?;
     let rest = pattern.bytes(1, LEN - 1);
     let writer = thread::spawn(move || client.send_all(&rest));
-    thread::sleep(crate::case::A_WHILE);
+    thread::sleep(A_WHILE);
     pattern.check(0, &read_rest(&pair.server, stalled, LEN)?)?;
     writer.join().expect("the writer does not panic")?;
     Ok(())

@@ -4,7 +4,10 @@
 //! Sockets hold their module, but what closes them is code of the module.
 
 use std::ffi::CString;
+use std::fs::File;
+use std::os::fd::AsRawFd;
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -12,13 +15,14 @@ use anyhow::{ensure, Context};
 
 use crate::case::{wait_until, Setup, Skip, PATIENCE};
 use crate::errno::{check, Errno};
-use crate::socket::{Kind, Pair};
+use crate::socket::{Kind, Pair, Socket};
 use crate::{cases, ensure_eq};
 
 cases!("unload":
     a_module_with_sockets_stays,
     a_module_goes_while_its_last_sockets_close,
     a_module_goes_while_sockets_wait_for_an_answer_that_does_not_come,
+    a_module_that_comes_and_goes_is_there_or_not,
 );
 
 /// How long a closed socket waits for its peer (`VSOCK_CLOSE_TIMEOUT`).
@@ -152,4 +156,58 @@ fn a_module_goes_while_sockets_wait_for_an_answer_that_does_not_come(
     });
     result?;
     module.load()
+}
+
+/// `IOCTL_VM_SOCKETS_GET_LOCAL_CID`
+const GET_LOCAL_CID: libc::c_ulong = 0x7b9;
+
+/// What looks for a transport, and what holds one for a moment.
+fn storm(setup: &Setup, done: &AtomicBool) -> anyhow::Result<()> {
+    let device = File::open("/dev/vsock").context("/dev/vsock")?;
+    while !done.load(Ordering::Relaxed) {
+        for kind in [Kind::Stream, Kind::Seqpacket] {
+            let listener = Socket::listening(kind)?;
+            let client = Socket::new(kind)?;
+            client.set_connect_timeout(Duration::from_millis(100))?;
+            match client.connect(setup.address(&listener)?) {
+                // With something unread both ends would wait 8 s for each other.
+                Ok(()) => drop(listener.accept()?),
+                Err(Errno(
+                    libc::ENODEV | libc::ECONNRESET | libc::ETIMEDOUT | libc::ESOCKTNOSUPPORT,
+                )) => {}
+                Err(error) => return Err(error).context("connect()"),
+            }
+            let _ = client.set_window(100_000);
+            let mut cid = 0u32;
+            // SAFETY: The request writes a number.
+            check(unsafe { libc::ioctl(device.as_raw_fd(), GET_LOCAL_CID as _, &mut cid) })?;
+        }
+        // Now and then nobody holds the module.
+        thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
+}
+
+fn a_module_that_comes_and_goes_is_there_or_not(setup: &Setup) -> anyhow::Result<()> {
+    let module = Module::of(setup)?;
+    let rounds = if setup.long { 500 } else { 10 };
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let storms = [(); 2].map(|()| scope.spawn(|| storm(setup, &done)));
+        let mut result = Ok(());
+        for _ in 0..rounds {
+            result = module
+                .remove_at_once(2 * CLOSE_TIMEOUT)
+                .and_then(|()| module.load());
+            if result.is_err() {
+                break;
+            }
+        }
+        done.store(true, Ordering::Relaxed);
+        let ends = storms.map(|storm| storm.join().unwrap());
+        ends.into_iter()
+            .chain([result])
+            .collect::<anyhow::Result<()>>()
+    })?;
+    setup.pair(Kind::Stream)?.converse()
 }

@@ -3,7 +3,7 @@
 //! Credit beside counters of 64 bits that never wrap, with a peer that may say anything.
 
 use super::bytes::Bytes;
-use vsock_proto::{CreditChange, ReceiveCredit, TransmitCredit};
+use vsock_proto::{CreditChange, ReceiveCredit, TransmitCredit, Update};
 
 const SMALL: u32 = 1000;
 
@@ -141,6 +141,8 @@ struct Receive {
     /// Up to where the peer was ever told that it may send, and what it was told last.
     edge: u64,
     told: (u32, u64),
+    /// Bytes of which it was told soon.
+    deferred: u64,
     window: u32,
 }
 
@@ -152,6 +154,7 @@ impl Receive {
             read: 0,
             edge: 0,
             told: (window, 0),
+            deferred: 0,
             window,
         }
     }
@@ -194,11 +197,26 @@ impl Receive {
         self.edge = self.edge.max(self.end_of_window());
     }
 
-    fn ask(&self, low_water: u32, capacity: u32) {
-        let step = u64::from((self.window.min(capacity) / 2).min(256 * 1024));
+    fn ask(&mut self, low_water: u32, capacity: u32) {
+        let window = u64::from(self.window.min(capacity));
+        let low_water = u64::from(low_water);
         let news = self.read - self.told.1;
-        let starving = self.queued() < u64::from(low_water);
-        let due = (news > 0 && (news >= step || starving)) || self.window != self.told.0;
-        assert_eq!(self.credit.poll_update(low_water, capacity), due);
+        let unsure = (self.deferred + news).min(u64::from(u32::MAX));
+        let is_out_of_reach = window.saturating_sub(unsure) < low_water;
+        let is_starving = self.queued() < low_water;
+        let step = (window / 2).min(256 * 1024);
+        let is_large = unsure >= step || (is_starving && unsure >= step / 8);
+        let due = match (self.window != self.told.0, news > 0) {
+            (true, _) => Update::Now,
+            (false, true) if is_large || is_out_of_reach => Update::Now,
+            (false, true) if is_starving => Update::Soon,
+            _ => Update::None,
+        };
+        assert_eq!(self.credit.poll_update(low_water as u32, capacity), due);
+        self.deferred = match due {
+            Update::None => self.deferred,
+            Update::Soon => unsure,
+            Update::Now => 0,
+        };
     }
 }
