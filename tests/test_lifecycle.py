@@ -32,7 +32,9 @@ def server(host):
 @pytest.fixture(scope="module", params=IMPLEMENTATIONS)
 def ends(request, server):
     """A guest with one implementation, and a program in it that listens all the time."""
-    with server.guest(cid=CID_GUEST) as guest:
+    # A kernel that goes to sleep copies itself, and one with KASAN is large.
+    memory = 1024 if runs.configured("CONFIG_KASAN") else 512
+    with server.guest(cid=CID_GUEST, memory=memory) as guest:
         guest.load("guest", request.param)
         with load.server(guest):
             yield Ends(guest, server, request.param, CID_GUEST)

@@ -36,6 +36,8 @@ MASKED_INTERRUPT = b"""\
 [  219.707360] RSP: 0018:ffa0000000003f88 EFLAGS: 00010246
 """
 
+NESTED_TIMER = b"[   57.409050] WARNING: kernel/time/hrtimer.c:2066 at __hrtimer_run_queues+0x4ce/0x7a0, CPU#0: sh/74\n"
+
 
 @pytest.fixture
 def watched(tmp_path, monkeypatch):
@@ -87,6 +89,14 @@ def test_the_trap_of_nested_emulation_has_a_name_of_its_own(watched):
     screen.feed(TRAP[25:])
     assert isinstance(errors[0], EmulationTrap)
     assert "fault of the emulation" in str(errors[0])
+
+
+@pytest.mark.parametrize("checks_locks", [True, False])
+def test_a_timer_inside_a_timer_is_the_emulations_fault_where_locks_are_checked(watched, monkeypatch, checks_locks):
+    monkeypatch.setattr(console.runs, "configured", lambda option: checks_locks)
+    screen, errors = watched
+    screen.feed(NESTED_TIMER)
+    assert [type(error) for error in errors] == ([EmulationTrap] if checks_locks else [])
 
 
 def test_text_may_be_waited_for(watched):

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from . import acceleration, programs, runs
 from .channel import Channel
 from .console import Console
-from .errors import EmulationTrap, MachineError, MachineHung, RigError
+from .errors import EmulationTrap, MachineError, MachineHung, RigError, describe_status
 from .guest import Guest
 from .machine import Machine
 
@@ -62,6 +62,19 @@ def virtme_command(memory: int, cpus: int, cpu: str, port: int, arguments: list[
         *("-device", "virtio-serial-pci,id=serial", "-chardev", f"socket,id=agent,fd={port}"),
         *("-device", "virtserialport,bus=serial.0,chardev=agent,name=rvsock.agent"),
     ]
+
+
+def cpu_time(session: int) -> float:
+    """Seconds of CPUs that the processes of a session have used, with those of theirs that have ended."""
+    ticks = 0
+    for path in pathlib.Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            # Fields after the name, see proc_pid_stat(5): the session is the 6th, utime, stime, cutime and cstime
+            # the 14th to 17th.
+            fields = path.read_text().rpartition(")")[2].split()
+            if int(fields[3]) == session:
+                ticks += sum(map(int, fields[11:15]))
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def is_fault_of_emulation(guest: Guest, error: BaseException) -> bool:
@@ -130,10 +143,11 @@ class Host(Machine):
 
     def _fail(self, error: MachineError) -> None:
         log = self.directory / "host-qemu.log"
-        text = log.read_text(errors="replace").strip() if log.exists() else ""
-        if text:
-            error = type(error)(f"{error}\n  QEMU said: {text}")
-        self.channel.fail(error)
+        words = [f"QEMU said: {log.read_text(errors='replace').strip()}"] if log.exists() else []
+        # 0 is a machine that ended by itself: one that has no handler for a fault restarts, which ends it.
+        if (status := self._process.poll()) is not None:
+            words.append(f"QEMU {describe_status(status)}")
+        self.channel.fail(type(error)("\n  ".join([str(error), *words])))
 
     def wait_ready(self) -> None:
         self.channel.wait_ready(BOOT_TIMEOUT * runs.patience())
@@ -151,14 +165,7 @@ class Host(Machine):
 
     def cpu_time(self) -> float:
         """Seconds of the machine's CPUs that the VM has used."""
-        ticks = 0
-        for path in pathlib.Path("/proc").glob("[0-9]*/stat"):
-            with contextlib.suppress(OSError):
-                # Fields after the name, see proc_pid_stat(5): the session is the 6th, utime and stime the 14th and 15th.
-                fields = path.read_text().rpartition(")")[2].split()
-                if int(fields[3]) == self._process.pid:
-                    ticks += int(fields[11]) + int(fields[12])
-        return ticks / os.sysconf("SC_CLK_TCK")
+        return cpu_time(self._process.pid)
 
     @property
     def guests(self) -> list[Guest]:
