@@ -3,125 +3,20 @@
 
 import shlex
 
-import commands
+import nfs_system
 import pytest
-from rig import nfs
-from rig.nfs import EXPORT, MOUNT, NFSD
+from nfs_system import CID_LOCAL
+from rig.nfs import MOUNT
 
 pytestmark = pytest.mark.nfs
 
-CID_LOCAL = 1
 OWN = "/run/nfs/own"
-
-# Emulated, and with all that a start of the NFS server brings along.
-PATIENCE = 120.0
-
-# Directories that a system can write to.
-WRITABLE = """
-for directory in etc usr var/lib; do
-    mkdir -p /run/over/$directory /run/over/$directory.work
-    mount -t overlay -o lowerdir=/$directory,upperdir=/run/over/$directory,workdir=/run/over/$directory.work \\
-        over-$directory /$directory
-done
-"""
-
-# What systemd and its services have to say.
-CONSOLE = "/run/systemd-console"
-
-# Not what this is about, and some of it would find nothing to work with in this machine.
-MASKED = f"""
-cd /usr/lib/systemd/system
-for unit in *.target.wants/* rpcbind.socket rpc-statd.service rpc-statd-notify.service; do
-    case $unit in *.target) ;; *) ln -sf /dev/null /etc/systemd/system/${{unit##*/}} ;; esac
-done
-echo '[Unit]' > /etc/systemd/system/rig.target
-mkdir -p /etc/systemd/system/service.d
-printf '[Service]\\nStandardOutput=append:{CONSOLE}\\nStandardError=append:{CONSOLE}\\n' > /etc/systemd/system/service.d/rig.conf
-"""
-
-# The first process of a PID namespace, which takes itself for that of a container.
-SYSTEMD = f"""
-echo "pid $$"
-: > {CONSOLE}
-export container=rig SYSTEMD_LOG_TARGET=console
-exec unshare --fork --kill-child --pid --mount --uts --mount-proc \\
-    sh -euc 'mount --bind {CONSOLE} /dev/console; exec /usr/lib/systemd/systemd --unit=rig.target'
-"""
-
-
-class System:
-    """systemd in namespaces of the host VM."""
-
-    def __init__(self, host):
-        self.host = host
-        self._command = host.start(["sh", "-euc", SYSTEMD])
-        self._command.wait_for("\n", PATIENCE)
-        outer = self._command.stdout.split()[1]
-        self._pid = host.shell(
-            f"until cat /proc/{outer}/task/{outer}/children | grep .; do sleep 0.1; done", timeout=PATIENCE
-        ).stdout.strip()
-        script = "until [ -e /run/systemd/private ] && systemctl is-active -q rig.target; do sleep 0.2; done"
-        self.run(script)
-
-    def run(self, script: str, check: bool = True):
-        """Runs a script there."""
-        # The root of the host VM is not that of its mount namespace.
-        into = ["--target", self._pid, "--mount", "--pid", "--uts", "--root", "--wd"]
-        command = ["nsenter", *into, "sh", "-euc", script]
-        return self.host.run(command, timeout=PATIENCE, check=check)
-
-    def systemctl(self, *arguments: str) -> None:
-        """A failure shows what the units say of it."""
-        result = self.run(shlex.join(["systemctl", *arguments]), check=False)
-        if result.status:
-            found = self.run(f"systemctl list-jobs; tail -n 40 {CONSOLE}", check=False)
-            raise AssertionError(f"systemctl {' '.join(arguments)}: {result.stderr}\n{found.stdout}")
-
-    def listens(self) -> bool:
-        return f"vsock {nfs.PORT}\n" in self.run(f"cat {NFSD}/portlist").stdout
-
-    def wait_for_listener(self) -> None:
-        """systemctl waits for the units it was told of, not for those that come with them."""
-        self.run(f"until grep -q '^vsock {nfs.PORT}$' {NFSD}/portlist; do sleep 0.2; done")
-
-    def close(self) -> None:
-        self._command.kill()
 
 
 @pytest.fixture(scope="module")
 def system(host):
-    """A system with our commands, a file to export, and this machine as its own client."""
-    host.unload("host")
-    host.load("loopback", "rust")
-    nfs.load(host)
-    for module in ("overlay", "autofs4", "nfsd", "nfsv4"):
-        host.run(["modprobe", module])
-    host.shell(WRITABLE)
-    commands.build()
-    for name, (source, mode) in commands.installed(commands.BUILD).items():
-        host.put(source, f"/{name}", mode)
-    host.shell(MASKED)
-    script = f"""
-    mount -t tmpfs nfs-state /var/lib/nfs
-    mkdir -p /var/lib/nfs/nfsdcld /var/lib/nfs/v4recovery /run/rpc_pipefs {EXPORT} {MOUNT} {OWN} /etc/nfs-vsock
-    touch /var/lib/nfs/etab /var/lib/nfs/rmtab
-    mount -t tmpfs nfs-export {EXPORT}
-    echo hello > {EXPORT}/file
-    echo own > {OWN}/file
-    address=$(nfs-vsock address {CID_LOCAL})
-    echo "{EXPORT} $address(rw,no_root_squash,no_subtree_check,fsid=0)" > /etc/exports
-    printf '[general]\\npipefs-directory=/run/rpc_pipefs\\n[nfsd]\\nvers3=n\\nthreads=2\\n' > /etc/nfs.conf
-    """
-    host.shell(script)
-    system = System(host)
-    try:
+    with nfs_system.installed(host, f"mkdir -p {OWN}; echo own > {OWN}/file") as system:
         yield system
-    finally:
-        system.run("systemctl stop nfs-vsock-server nfs-vsock nfs-server", check=False)
-        system.close()
-        host.shell(f"umount -l {EXPORT} /var/lib/nfs /var/lib /usr /etc; rm -rf /run/over /run/nfs")
-        nfs.unload(host)
-        host.unload("loopback")
 
 
 def test_the_listener_comes_back_whenever_the_server_is_started(system):

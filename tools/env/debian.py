@@ -24,8 +24,9 @@ bc bindgen bison busybox-static cargo cpio dwarves flex gcc-14 git kmod libc6-de
 liburing-dev make pkg-config python3 rsync rust-clippy rust-src rustc rustfmt xz-utils zstd
 """.split()
 MACHINES = """
-fio iproute2 libpcap0.8t64 nfs-common nfs-kernel-server openssh-client openssh-server procps python3-pytest
-python3-pytest-timeout python3-pytest-xdist qemu-system-x86 socat strace systemd-sysv tcpdump udev virtme-ng
+fio iproute2 krb5-admin-server krb5-kdc krb5-user libpcap0.8t64 nfs-common nfs-kernel-server
+openssh-client openssh-server procps python3-pytest python3-pytest-timeout python3-pytest-xdist
+qemu-system-x86 socat strace stress-ng systemd-sysv tcpdump udev virtme-ng
 """.split()
 
 

@@ -13,6 +13,7 @@ use anyhow::{anyhow, bail, Context, Result};
 use rustix::{
     io::Errno,
     mount::{mount, mount_remount, MountFlags},
+    process::geteuid,
 };
 
 use crate::{
@@ -86,20 +87,30 @@ pub fn attach(source: &Source, target: &Path, options: &Options) -> Result<()> {
             Some(data.as_c_str()),
         )
     };
-    result.map_err(|errno| explain(errno, source, target, options.flags))
+    result.map_err(|errno| explain(errno, source, target, options))
 }
 
 /// What an error of mount(2) means here.
-fn explain(errno: Errno, source: &Source, target: &Path, flags: MountFlags) -> anyhow::Error {
+fn explain(errno: Errno, source: &Source, target: &Path, options: &Options) -> anyhow::Error {
     let target = target.display();
     match errno {
+        Errno::ACCESS if options.uses_kerberos() => anyhow!(
+            "CID {} does not export {} to this machine with Kerberos, or there is no ticket for it: here \
+             nfs-vsock-krb5-relay@{} and rpc-gssd have to run, with a key in /etc/krb5.keytab, and the server's \
+             name has to lead to {}",
+            source.cid, source.path, source.cid, source.address()
+        ),
         Errno::NOENT => anyhow!("CID {} has no directory {} for this machine", source.cid, source.path),
-        Errno::ACCESS if !flags.contains(MountFlags::RDONLY) => anyhow!(
+        Errno::ACCESS if !options.flags.contains(MountFlags::RDONLY) => anyhow!(
             "CID {} does not export {} to this machine: there, /etc/exports decides (`nfs-vsock address` \
              says what this machine is called in it)",
             source.cid, source.path
         ),
-        Errno::PERM => anyhow!("only root may mount"),
+        Errno::PERM if !geteuid().is_root() => anyhow!("only root may mount"),
+        Errno::PERM => anyhow!(
+            "CID {} does not export {} with this security: sec= has to be one that /etc/exports names there",
+            source.cid, source.path
+        ),
         Errno::BUSY => anyhow!("{source} is mounted on {target} already, or {target} is busy"),
         Errno::NOTDIR => anyhow!("{target} is not a directory"),
         Errno::PROTONOSUPPORT | Errno::INVAL => anyhow!(errno).context(

@@ -138,6 +138,11 @@ impl Options {
         self.port.or(source.port).unwrap_or(NFS_PORT)
     }
 
+    /// Whether the mount is to be one with Kerberos.
+    pub fn uses_kerberos(&self) -> bool {
+        self.nfs.iter().any(|word| word.starts_with("sec=krb5"))
+    }
+
     /// What the kernel is to be told about this source.
     pub fn for_kernel(&self, source: &Source) -> String {
         let mut words = Vec::new();
@@ -166,6 +171,12 @@ mod tests {
 
     fn told(list: &str) -> String {
         parse(list).unwrap().for_kernel(&"2:/x".parse().unwrap())
+    }
+
+    #[test]
+    fn a_mount_with_kerberos_is_one_that_asks_for_it() {
+        assert!(parse("ro,sec=krb5p").unwrap().uses_kerberos());
+        assert!(!parse("sec=sys").unwrap().uses_kerberos());
     }
 
     const REST: &str = "proto=rdma6,port=2049,addr=fdf5:7c6b:3a10::2,clientaddr=::";
