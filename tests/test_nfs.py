@@ -18,6 +18,8 @@ CIDS = (3, 4)
 
 # A failure that is said at once. A mount that is refused by closing the connection takes 20 s.
 AT_ONCE = 1.0
+# Tries to be refused: other machines on the same CPUs may hold up one of them.
+REFUSALS = 3
 
 
 @pytest.fixture(scope="module", params=IMPLEMENTATIONS)
@@ -172,13 +174,16 @@ def recalls(machine: rig.Guest) -> int:
 
 def test_a_guest_that_is_not_allowed_is_told_at_once(ready, guest, host):
     ready.allow(CIDS[1])
-    started = time.monotonic()
     # Past the helper's own question, so that the kernel's mount is what is refused.
     options = "vers=4.2,proto=rdma6,port=2049,addr=fdf5:7c6b:3a10::2,clientaddr=::"
     command = ["mount", "-i", "-t", "nfs4", "-o", options, "[fdf5:7c6b:3a10::2]:/", MOUNT]
-    result = guest.machine.run(command, check=False)
-    assert result.status != 0
-    assert time.monotonic() - started < AT_ONCE * runs.patience()
+    times = []
+    for _ in range(REFUSALS):
+        started = time.monotonic()
+        result = guest.machine.run(command, check=False)
+        times.append(time.monotonic() - started)
+        assert result.status != 0
+    assert min(times) < AT_ONCE * runs.patience()
     assert f"CID {CIDS[0]} calls, and is not allowed to" in host.kernel_log()
 
 
