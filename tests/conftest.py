@@ -20,6 +20,9 @@ from rig import runs  # noqa: E402
 # Of what is said about a failure while the tests go on, from its beginning and its end.
 FAILURE_LINES = (30, 40)
 
+# A suite that has to be named, and says how far it is.
+SLOW_SUITE = "vmtest"
+
 # What a worker needs: a host VM and what is built for it.
 MEMORY_OF_WORKER = 4 << 30
 # More do not help: one file of tests stays with one worker.
@@ -87,6 +90,12 @@ def pytest_xdist_auto_num_workers() -> int:
     return max(1, min(os.cpu_count() or 1, memory // MEMORY_OF_WORKER, WORKERS_MAX))
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """The kernel's vmtest.sh boots dozens of guests with a whole system: only who names it gets it."""
+    if SLOW_SUITE not in config.option.keyword:
+        items[:] = [item for item in items if item.get_closest_marker(SLOW_SUITE) is None]
+
+
 SUITES = pytest.StashKey[dict[str, float]]()
 
 
@@ -110,14 +119,16 @@ class Reporter:
         suite = next((name for name in self._suites if name in report.keywords), "other")
         self._config.stash[SUITES][suite] += report.duration
         if report.failed:
-            self._show(report)
+            lines = shortened(report.longreprtext.splitlines())
+            self._show([f"--- {report.nodeid} failed ({report.when})", *lines])
+        elif suite == SLOW_SUITE and report.when == "call":
+            self._show([f"{report.nodeid} {report.outcome} after {report.duration:.0f} s"])
 
-    def _show(self, report: pytest.TestReport) -> None:
+    def _show(self, lines: list[str]) -> None:
         terminal = self._config.pluginmanager.get_plugin("terminalreporter")
         if terminal is None:
             return
         terminal.ensure_newline()
-        lines = [f"--- {report.nodeid} failed ({report.when})", *shortened(report.longreprtext.splitlines())]
         for line in lines:
             terminal.write_line(line)
         runs.note("\n".join(lines))

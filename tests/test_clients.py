@@ -6,7 +6,6 @@ import contextlib
 import os
 import pathlib
 import re
-import signal
 import typing
 from collections.abc import Iterator
 
@@ -203,40 +202,19 @@ def test_the_ssh_generator_of_systemd_finds_the_device(machines):
     assert "ListenStream=vsock::22" in unit
 
 
-@contextlib.contextmanager
-def capturing(machine: load.Machine) -> Iterator[str]:
-    """tcpdump writes a file meanwhile."""
-    script = "modprobe vsockmon; ip link add vsockmon0 type vsockmon; ip link set vsockmon0 up"
-    machine.shell(script)
-    # Room for all of it: in immediate mode each packet takes as much as the largest.
-    command = ["tcpdump", "-B", "16384", "--immediate-mode", "-U", "-i", "vsockmon0", "-w", "/tmp/capture"]
-    capture = machine.start(command)
-    try:
-        capture.wait_for("listening on", TIMEOUT * runs.patience())
-        yield "/tmp/capture"
-        # What is under way.
-        machine.shell("sleep 1")
-        capture.signal(signal.SIGINT)
-        capture.wait(TIMEOUT * runs.patience())
-        assert "0 packets dropped by kernel" in capture.stderr.splitlines()
-    finally:
-        capture.kill()
-        machine.shell("ip link delete vsockmon0; rmmod vsockmon")
-
-
 @pytest.mark.parametrize("side", ["guest", "host"])
 def test_tcpdump_captures_every_byte(machines, side):
     way, machine = machines.way("g2h"), getattr(machines, side)
     server = way.passive.start(["sh", "-c", "socat VSOCK-LISTEN:7020 - </dev/null | base64 -w 0"])
     try:
         wait_for_listener(way.passive, 7020)
-        with capturing(machine) as path:
+        with vsockmon.capturing(machine) as path:
             way.active.shell("head -c 200000 /dev/urandom | socat -u - VSOCK-CONNECT:2:7020")
             sent = base64.b64decode(server.wait(TIMEOUT * runs.patience()).stdout)
-        capture = base64.b64decode(machine.run(["base64", "-w", "0", path]).stdout)
+        capture = vsockmon.captured(machine, path)
     finally:
         server.kill()
-    seen = [packet for packet in vsockmon.packets(capture) if packet.destination == (CID_HOST, 7020)]
+    seen = [packet for packet in capture if packet.destination == (CID_HOST, 7020)]
     assert len(sent) == 200000
     assert b"".join(packet.payload for packet in seen) == sent
     assert seen[0].operation == "connect"
