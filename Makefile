@@ -57,6 +57,10 @@ test: modules ## everything that proves the project; T= is a pytest -k expressio
 		$(if $(LIMIT),--session-timeout '$(LIMIT)')
 
 .PHONY: bench
+# The modules that are built first are for the lane's kernel.
+ifeq ($(LANE),native)
+bench: export KERNEL := uml
+endif
 bench: modules ## speed beside C: PAIRS=, CELLS=, ROUNDS=, LANE=, QUICK=1; OUT= is for the results
 	@python3 tools/bench $(if $(OUT),--out '$(OUT)') $(if $(PAIRS),--pairs '$(PAIRS)') $(if $(CELLS),--cells '$(CELLS)') \
 		$(if $(ROUNDS),--rounds '$(ROUNDS)') $(if $(LANE),--lane '$(LANE)') $(if $(QUICK),--quick)

@@ -7,8 +7,9 @@ import random
 import xml.etree.ElementTree
 
 import pytest
+import rig
 from bench import __main__ as command
-from bench import blocks, cells, lanes, ratio, results, session
+from bench import blocks, cells, lanes, ratio, results, rings, session
 from bench.load import Timing
 
 pytestmark = pytest.mark.unit
@@ -189,7 +190,7 @@ def test_an_unknown_pair_is_refused_with_the_known_ones(name):
 
 
 def test_an_unknown_lane_is_refused_with_the_known_ones():
-    with pytest.raises(lanes.UnknownName, match="guest, loopback"):
+    with pytest.raises(lanes.UnknownName, match="guest, loopback, native"):
         lanes.find("moon", [])
 
 
@@ -285,6 +286,49 @@ def test_an_interruption_keeps_what_was_measured(monkeypatch, tmp_path):
     assert content["incomplete_because"] == "interrupted"
     assert [row["runs"] for row in content["rows"]] == [2]
     assert "INCOMPLETE: interrupted" in (tmp_path / "bench.md").read_text()
+
+
+def judged(monkeypatch, speeds, pair=VARIANT) -> results.Row:
+    """The row of a case in which twice the baseline's speed is asked for."""
+    compared = comparison(monkeypatch, [9.0] * 2 + speeds * 6, [cells.stream("g2h", 64, 1, least=2.0)])
+    compared.run(lambda: None)
+    (series,) = compared.series.values()
+    return results.row(pair, series)
+
+
+@pytest.mark.parametrize(
+    "speeds, verdict",
+    [
+        ([1.0, 2.5, 2.5, 1.0], ""),
+        ([1.0, 1.9, 2.1, 1.0], ""),
+        ([1.0, 1.9, 1.9, 1.0], "short"),
+        ([1.0, 1.9, 1.9, 2.0], "unsteady"),
+    ],
+)
+def test_what_falls_short_or_cannot_be_judged_is_found(monkeypatch, finished, speeds, verdict):
+    row = judged(monkeypatch, speeds)
+    assert row.verdict == verdict
+    finished.rows[VARIANT.name] = [row]
+    assert finished.unmet() == ([row] if verdict else [])
+
+
+def test_the_baseline_beside_itself_has_nothing_to_reach(monkeypatch, finished):
+    row = judged(monkeypatch, [1.0] * 4, BASELINE)
+    finished.rows[BASELINE.name] = [row]
+    assert (row.verdict, finished.unmet()) == ("", [])
+
+
+def test_bulk_at_native_speed_has_a_bar_and_nothing_else_has():
+    quantities = [quantity for cell in cells.native("local") for quantity in cell.quantities]
+    barred = {quantity.case: quantity.least for quantity in quantities if quantity.least is not None}
+    assert barred == {f"local {size}KiB x{count}": 1.2 for size in (64, 256) for count in (1, 8)}
+
+
+def test_the_program_that_is_a_guest_is_understood():
+    table = "direction\tbytes\tMB/s\tpackets/s\tsignals/s\nhost to guest\t64\t125.0\t9\t9\n"
+    assert rings.parse(table, 64) == {"host to guest": 1.0}
+    with pytest.raises(rig.RigError, match="nothing of 4096 bytes"):
+        rings.parse(table, 4096)
 
 
 @pytest.mark.parametrize(

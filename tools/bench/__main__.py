@@ -17,6 +17,9 @@ sys.path.insert(0, str(CHECKOUT / "tools"))
 
 FILES = ("bench.md", "bench.svg", "bench.json")
 
+# Lanes that have a kernel of their own, as tools/env calls it.
+KERNELS = {"native": "uml"}
+
 DESCRIPTION = (
     "Measures implementations of the transports beside the C ones, inside the same virtual machines."
 )
@@ -36,7 +39,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--lane", default="guest", metavar="LANE", help="guest (and host), or loopback (%(default)s)"
+        "--lane", default="guest", metavar="LANE", help="guest (and host), loopback, or native (%(default)s)"
     )
     parser.add_argument(
         "--pairs", default="", help="implementations to compare with C, as in `c-c rust-c` (GUEST-HOST)"
@@ -63,7 +66,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 def enter(options: argparse.Namespace, arguments: list[str]) -> int:
     """Runs inside the tree, which has the checkout but not every directory, and brings the results out."""
     staging = CHECKOUT / "build/bench"
-    command = [sys.executable, str(CHECKOUT / "tools/env"), "enter", "--", "python3", "tools/bench"]
+    kernel = ["--kernel", KERNELS[options.lane]] if options.lane in KERNELS else []
+    command = [sys.executable, str(CHECKOUT / "tools/env"), "enter", *kernel, "--", "python3", "tools/bench"]
     for name in FILES:
         (staging / name).unlink(missing_ok=True)
     try:
@@ -100,11 +104,14 @@ def measure(options: argparse.Namespace) -> int:
         plan = dataclasses.replace(plan, rounds=options.rounds)
     patterns = [name.strip() for name in options.cells.split(",") if name.strip()]
     try:
-        session.run(session.Wanted(kind, pairs, patterns, plan, options.out))
+        found = session.run(session.Wanted(kind, pairs, patterns, plan, options.out))
     except (RigError, KernelReport) as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
-    return 0
+    unmet = found.unmet()
+    for row in unmet:
+        print(f"bench: {row.case}: {row.verdict}, {row.least:.2f} is asked for", file=sys.stderr)
+    return 1 if unmet else 0
 
 
 def main(arguments: list[str]) -> int:

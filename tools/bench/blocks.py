@@ -11,8 +11,8 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Sequence
 
-from . import load, memory
-from .cells import AnyCell, Cell, MemoryCell, Quantity
+from . import load, memory, rings
+from .cells import AnyCell, Cell, MemoryCell, Quantity, RingCell
 from .lanes import Lane, Pair, servers
 from .load import Timing
 
@@ -166,6 +166,8 @@ class Comparison:
         for cell in cells:
             if isinstance(cell, MemoryCell):
                 found |= values(cell, memory.measure(self.lane.path(cell.direction), cell))
+            elif isinstance(cell, RingCell):
+                found |= values(cell, rings.measure(self.lane.host, cell, self.plan.timing))
         return found
 
     def _timed(self, direction: str, cells: Sequence[Cell]) -> Visit:

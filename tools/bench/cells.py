@@ -9,6 +9,13 @@ KIB = 1 << 10
 SIZES = (64, 4 * KIB, 64 * KIB, 256 * KIB)
 CONNECTIONS = (1, 8)
 PING_SIZE = 64
+# Packets of a guest that is a program, see rings.py.
+RING_SIZES = (4 * KIB, 64 * KIB)
+
+# What is judged at native speed: bulk, by the sizes of the writes, and how much faster than C it has
+# to be. System calls are dear there, so that smaller writes show little else.
+BULK = (64 * KIB, 256 * KIB)
+BULK_LEAST = 1.2
 
 # Sockets that are held to see what one costs, by the size of the writes that fill them (0: none
 # do). Many enough to stand out from what the kernel allocates besides, in time.
@@ -28,6 +35,8 @@ class Quantity:
     value: Callable[[Answer], float]
     # Whether it decides about a run: the others are reported only.
     gates: bool = True
+    # The ratio that is asked for, if one is.
+    least: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,16 +58,26 @@ class MemoryCell:
     quantities: tuple[Quantity, ...]
 
 
-AnyCell = Cell | MemoryCell
+@dataclasses.dataclass(frozen=True)
+class RingCell:
+    """Packets of so many bytes, by the way through the host's device alone, see rings.py."""
+
+    size: int
+    quantities: tuple[Quantity, ...]
+
+
+AnyCell = Cell | MemoryCell | RingCell
 
 
 def size_name(size: int) -> str:
     return f"{size // KIB}KiB" if size >= KIB else f"{size}B"
 
 
-def stream(direction: str, size: int, connections: int) -> Cell:
+def stream(direction: str, size: int, connections: int, least: float | None = None) -> Cell:
     case = f"{direction} {size_name(size)} x{connections}"
-    quantity = Quantity(case, "Gbit/s", True, lambda answer: answer["bytes"] * 8e-9 / answer["seconds"])
+    quantity = Quantity(
+        case, "Gbit/s", True, lambda answer: answer["bytes"] * 8e-9 / answer["seconds"], least=least
+    )
     return Cell(direction, f"stream:{size}:{connections}", (quantity,))
 
 
@@ -90,6 +109,20 @@ def memory(direction: str, size: int) -> MemoryCell:
     return MemoryCell(direction, HELD[size], size, (quantity,))
 
 
+def rings(size: int) -> RingCell:
+    quantities = tuple(
+        Quantity(
+            f"rings {direction} {size_name(size)}",
+            "Gbit/s",
+            True,
+            lambda answer, direction=direction: answer[direction],
+            gates=False,
+        )
+        for direction in ("guest to host", "host to guest")
+    )
+    return RingCell(size, quantities)
+
+
 def timed(directions: Iterable[str]) -> list[AnyCell]:
     """All cells that take time, in the order of the table."""
     ends = list(directions)
@@ -103,6 +136,16 @@ def timed(directions: Iterable[str]) -> list[AnyCell]:
 def held(directions: Iterable[str]) -> list[AnyCell]:
     """All cells about memory."""
     return [memory(end, size) for end in directions for size in HELD]
+
+
+def native(direction: str) -> list[AnyCell]:
+    """All cells at native speed."""
+    bulk = [
+        stream(direction, size, count, BULK_LEAST if size in BULK else None)
+        for count in CONNECTIONS
+        for size in SIZES
+    ]
+    return [*bulk, ping(direction), connect(direction), *map(rings, RING_SIZES)]
 
 
 def matches(case: str, pattern: str) -> bool:

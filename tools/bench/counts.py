@@ -32,7 +32,7 @@ TITLES = {
     "rx kicks": "notifications by the guest of buffers to receive into (vp_notify)",
     "interrupts": "interrupts of the guest's vsock device",
     "exits": "exits of the guest to KVM, whatever the reason",
-    "cpu ms": "CPU time of the emulated host with all it runs",
+    "cpu ms": "CPU time of the emulated host, or of User Mode Linux, with all it runs",
 }
 
 
@@ -125,12 +125,13 @@ def case(direction: str, size: int) -> str:
 def measure(lane: Lane, direction: str, size: int, share: int = 1) -> dict[str, float]:
     """All counts for each MiB sent; `share` is by how much less than usual is sent."""
     path = lane.path(direction)
-    total = TRANSFERS[size] // share
+    total = TRANSFERS[size] * lane.count_times // share
     transfer = f"bytes:{size}:{total}"
     load.run(path, [f"bytes:{size}:{total // WARM_UP_SHARE}"], load.Timing(0, 0))
     before = free_counters(lane)
     load.run(path, [transfer], load.Timing(0, 0))
     counters = free_counters(lane)
     counters.subtract(before)
-    counters.update(probed(lane, path, transfer))
+    if lane.has_probes:
+        counters.update(probed(lane, path, transfer))
     return {name: counters[name] * MIB / total for name in TITLES if name in counters}

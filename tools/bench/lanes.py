@@ -9,11 +9,14 @@ from collections.abc import Iterator, Sequence
 import rig
 from rig import transports
 
-from . import load
+from . import cells, load
 
 # With ERMS and FSRM the kernel copies by `rep movsb`, which QEMU emulates byte by byte: copying
 # would drown everything else. Without them the picture is that of hardware.
 CPU = "max,-erms,-fsrm"
+
+# What runs at native speed has that of this machine.
+NATIVE_CPU = "this machine's"
 
 # The kernel gives up on a peer that does not answer after 8 s (VSOCK_CLOSE_TIMEOUT).
 UNUSED_TIMEOUT = 60.0
@@ -50,8 +53,11 @@ class Lane(typing.Protocol):
 
     roles: tuple[str, ...]
     directions: tuple[str, ...]
-    host: rig.Host
+    host: rig.Host | rig.UserMode
     guest: rig.Guest | None
+    # Whether its kernels can count by a key, and how many times the usual bytes are sent to count.
+    has_probes: bool
+    count_times: int
 
     def exchange(self, pair: Pair, host_too: bool) -> None:
         """Loads a pair's drivers anew; the one of the host if it differs, and if asked to."""
@@ -104,6 +110,8 @@ class GuestLane:
 
     roles: tuple[str, ...] = ("guest", "host")
     directions: tuple[str, ...] = ("g2h", "h2g")
+    has_probes = True
+    count_times = 1
 
     def __init__(self, host: rig.Host, guest: rig.Guest):
         self.host, self.guest = host, guest
@@ -131,6 +139,8 @@ class LoopbackLane:
     roles: tuple[str, ...] = ("loopback",)
     directions: tuple[str, ...] = ("local",)
     guest = None
+    has_probes = True
+    count_times = 1
 
     def __init__(self, host: rig.Host):
         self.host = host
@@ -138,6 +148,29 @@ class LoopbackLane:
     def exchange(self, pair: Pair, host_too: bool) -> None:
         unload(self.host, "loopback")
         self.host.load("loopback", pair.of("loopback"))
+
+    def path(self, direction: str) -> load.Path:
+        return load.Path(self.host, self.host, CID_LOCAL)
+
+
+class NativeLane:
+    """Both ends, or a guest that is a program and its host, on User Mode Linux."""
+
+    roles: tuple[str, ...] = ("loopback", "host")
+    directions: tuple[str, ...] = ("local",)
+    guest = None
+    has_probes = False
+    # CPU time is known in steps of 10 ms: this takes seconds.
+    count_times = 32
+
+    def __init__(self, host: rig.UserMode):
+        self.host = host
+
+    def exchange(self, pair: Pair, host_too: bool) -> None:
+        for role in self.roles:
+            unload(self.host, role)
+        for role in self.roles:
+            self.host.load(role, pair.of(role))
 
     def path(self, direction: str) -> load.Path:
         return load.Path(self.host, self.host, CID_LOCAL)
@@ -157,6 +190,16 @@ def loopback_lane() -> Iterator[Lane]:
         yield LoopbackLane(host)
 
 
+@contextlib.contextmanager
+def native_lane() -> Iterator[Lane]:
+    with rig.user_mode() as host:
+        yield NativeLane(host)
+
+
+def usual_cells(directions: Sequence[str]) -> list[cells.AnyCell]:
+    return cells.timed(directions) + cells.held(directions)
+
+
 @dataclasses.dataclass(frozen=True)
 class Kind:
     """A lane that can be asked for."""
@@ -167,11 +210,17 @@ class Kind:
     # Pairs that are compared with the baseline if nothing else is asked for; the first, which is the
     # baseline itself, shows what noise there is.
     pairs: tuple[str, ...]
+    cells: list[cells.AnyCell]
+    cpu: str = CPU
 
 
 KINDS = [
-    Kind("guest", GuestLane.roles, guest_lane, ("c-c", "rust-c")),
-    Kind("loopback", LoopbackLane.roles, loopback_lane, ("c", "rust")),
+    Kind("guest", GuestLane.roles, guest_lane, ("c-c", "rust-c"), usual_cells(GuestLane.directions)),
+    Kind("loopback", LoopbackLane.roles, loopback_lane, ("c", "rust"), usual_cells(LoopbackLane.directions)),
+    Kind(
+        *("native", NativeLane.roles, native_lane, ("c-c", "rust-rust"), cells.native("local")),
+        cpu=NATIVE_CPU,
+    ),
 ]
 
 

@@ -8,7 +8,7 @@ import json
 import pathlib
 from collections.abc import Iterator, Sequence
 
-from rig import Command, Guest, Host, RigError, programs
+from rig import Command, Guest, Host, RigError, UserMode, programs
 
 PORT = 5000
 
@@ -16,7 +16,7 @@ PORT = 5000
 START_TIMEOUT = 60.0
 TEST_TIMEOUT = 30.0
 
-Machine = Host | Guest
+Machine = Host | Guest | UserMode
 
 
 @functools.cache

@@ -9,7 +9,7 @@ import pathlib
 import statistics
 import time
 
-from . import chart, ratio, table
+from . import chart, lanes, ratio, table
 from .blocks import Series
 from .lanes import Pair
 
@@ -31,6 +31,15 @@ class Row:
     # Of all baseline samples, and whether enough blocks were steady.
     spread: float
     valid: bool
+    # The ratio that is asked for, if one is.
+    least: float | None = None
+
+    @property
+    def verdict(self) -> str:
+        """What is wrong with it: too few steady blocks to judge by, or no part of the interval is what is asked for."""
+        if not self.valid:
+            return "unsteady"
+        return "short" if self.least is not None and self.high < self.least else ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +70,8 @@ def row(pair: Pair, series: Series) -> Row:
         runs=len(pairs),
         spread=ratio.spread(baselines),
         valid=series.complete,
+        # The baseline beside itself has nothing to reach.
+        least=None if pair == lanes.baseline(pair.roles) else series.quantity.least,
     )
 
 
@@ -104,6 +115,10 @@ class Results:
 
     def all_rows(self) -> list[Row]:
         return [each for rows in self.rows.values() for each in rows]
+
+    def unmet(self) -> list[Row]:
+        """What falls short of what is asked for, or cannot be judged."""
+        return [row for row in self.all_rows() if row.least is not None and row.verdict]
 
     def all_counts(self) -> list[Count]:
         return [each for counts in self.counts.values() for each in counts]

@@ -34,9 +34,9 @@ class Session:
         self.wanted, self.lane = wanted, lane
         self.baseline = lanes.baseline(lane.roles)
         self.results = results.Results(
-            wanted.lane.name, self.baseline.name, os.environ["RVSOCK_RELEASE"], lanes.CPU, wanted.plan.rounds
+            *(wanted.lane.name, self.baseline.name, os.environ["RVSOCK_RELEASE"], wanted.lane.cpu, wanted.plan.rounds)
         )
-        chosen = cells.choose(cells.timed(lane.directions) + cells.held(lane.directions), wanted.patterns)
+        chosen = cells.choose(wanted.lane.cells, wanted.patterns)
         self.comparisons = [
             Comparison(lane, self.baseline, pair, chosen, wanted.plan) for pair in wanted.pairs
         ]

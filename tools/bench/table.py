@@ -16,7 +16,9 @@ one running set of virtual machines, in the order baseline, variant, variant, ba
 median of the pairwise ratios, the interval holds it with 95 % confidence (bootstrap over the pairs).
 "C spread" is how far the samples of the baseline lie apart, as a part of their median. A block whose two
 baselines differ by more than 15 % is invalid and repeated; "unsteady" is a case with too few valid blocks,
-whatever was tried: judge nothing by it. The machines are emulated: only ratios mean anything.
+whatever was tried: judge nothing by it. "asked" is the ratio that a case has to reach, where there is
+one; it is "short" if its whole interval lies below. Only ratios mean anything: the machines are emulated,
+or programs of one that does other work, too.
 """
 
 COUNTED = """\
@@ -25,7 +27,7 @@ For each MiB sent over one connection; here too a ratio above 1 means better: fe
 {titles}
 """
 
-ROW_HEAD = ("case", "unit", "C", "this", "ratio", "95 % interval", "runs", "C spread", "")
+ROW_HEAD = ("case", "unit", "C", "this", "ratio", "95 % interval", "runs", "C spread", "asked", "")
 COUNT_HEAD = ("case", "count", "C", "this", "ratio")
 
 
@@ -41,7 +43,7 @@ def row_cells(row: "Row") -> tuple[str, ...]:
     return (
         *(row.case, row.unit, number(row.baseline), number(row.median), f"{row.ratio:.2f}"),
         *(f"{row.low:.2f} to {row.high:.2f}", str(row.runs), f"{row.spread * 100:.0f} %"),
-        "" if row.valid else "unsteady",
+        *("" if row.least is None else f"{row.least:.2f}", row.verdict),
     )
 
 

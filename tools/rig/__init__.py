@@ -26,6 +26,7 @@ from .errors import (
 from .guest import SYSTEM_ROOT, VSOCK, Guest
 from .host import Host, host
 from .kernel_log import KernelReport
+from .user_mode import UserMode, user_mode
 
 __all__ = [
     "SYSTEM_ROOT",
@@ -45,5 +46,7 @@ __all__ = [
     "NotBuilt",
     "Result",
     "RigError",
+    "UserMode",
     "host",
+    "user_mode",
 ]
