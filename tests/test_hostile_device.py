@@ -90,6 +90,15 @@ def test_the_kernel_and_other_connections_survive(request, machines, seed):
         raise AssertionError(f"{error}\nto repeat it: {again}\n{guest.console.tail()}\n{state}") from None
 
 
+def test_lies_about_idle_rings_are_noticed(machines):
+    """Nobody has anything to send, so that nothing but the device's interrupt leads to the ring."""
+    device, guest = machines
+    try:
+        print(device.run("attack --seed 1 --steps 12 --only use_an_id_that_is_none", 120 * runs.patience()))
+    except AssertionError as error:
+        raise AssertionError(f"{error}\n{guest.console.tail()}\n{vhost_user.puppet_state(guest)}") from None
+
+
 def events(device: vhost_user.Device, guest: rig.Guest, seed: int, steps: int) -> str:
     """Steps on the event queue as it is now."""
     queue = guest.monitor.execute("x-query-virtio-queue-status", path=QUEUES, queue=EVENT_QUEUE)

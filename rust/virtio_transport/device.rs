@@ -60,8 +60,8 @@ pub(crate) struct Device {
     pieces_max: usize,
     #[pin]
     pub(crate) transmitter: BhSpinLock<Transmitter>,
-    /// Whether the transmitter waits for the callback of its ring.
-    awaits_callback: Arc<Atomic<bool>>,
+    /// Whether the callback of the transmit ring means nothing: work will look at the ring.
+    ignores_callback: Arc<Atomic<bool>>,
     #[pin]
     pub(crate) receiver: BhSpinLock<Option<Receiver>>,
     /// Packets come many at a time: it takes a thread to receive them.
@@ -226,8 +226,8 @@ impl Device {
         let pieces_max = tx.size();
         let reply_limit = rx.size();
         let ring: OutQueue<_, _, HEADER_LEN> = OutQueue::new(tx)?;
-        let awaits_callback = Arc::new(Atomic::new(false), GFP_KERNEL)?;
-        let transmitter = Transmitter::new(ring, reply_limit, awaits_callback.clone())?;
+        let ignores_callback = Arc::new(Atomic::new(false), GFP_KERNEL)?;
+        let transmitter = Transmitter::new(ring, reply_limit, ignores_callback.clone())?;
         let receiver = Receiver::new(InQueue::new(rx)?);
         let events = Events::new(InQueue::new(event)?);
         Arc::pin_init(
@@ -237,7 +237,7 @@ impl Device {
                 has_seqpacket,
                 pieces_max,
                 transmitter <- new_bh_spinlock!(transmitter, c"Device::transmitter"),
-                awaits_callback,
+                ignores_callback,
                 receiver <- new_bh_spinlock!(Some(receiver), c"Device::receiver"),
                 is_crowded: Atomic::new(false),
                 events <- new_mutex!(Some(events), "Device::events"),
@@ -334,8 +334,8 @@ fn received() {
 
 /// The callback of the transmit ring. Any context.
 fn transmitted() {
-    let is_awaited = |device: &Device| device.awaits_callback.load(ordering::Relaxed);
-    if DEVICE.with(is_awaited) == Some(true) {
+    let is_ignored = |device: &Device| device.ignores_callback.load(ordering::Relaxed);
+    if DEVICE.with(is_ignored) == Some(false) {
         schedule::<TRANSMIT>();
     }
 }

@@ -52,17 +52,17 @@ pub(crate) struct Transmitter {
 /// What will take back what the device has read, beside a sender that needs the room.
 struct Reclaim {
     by: Reclaimer,
-    /// Whether that is the callback: where queues share an interrupt, it comes with those of the
-    /// others as well.
-    awaits_callback: Arc<Atomic<bool>>,
+    /// Whether that is work, so that the callback means nothing: where queues share an interrupt, it
+    /// comes with those of the others as well. With nothing posted, it means that the device lies.
+    ignores_callback: Arc<Atomic<bool>>,
 }
 
 impl Reclaim {
     fn leave_to(&mut self, reclaimer: Reclaimer) {
         self.by = reclaimer;
         // The callback is enabled after this, with a barrier in between.
-        self.awaits_callback
-            .store(reclaimer == Reclaimer::Callback, ordering::Relaxed);
+        self.ignores_callback
+            .store(reclaimer == Reclaimer::Later, ordering::Relaxed);
     }
 }
 
@@ -111,11 +111,11 @@ pub(crate) struct Aftermath {
 }
 
 impl Transmitter {
-    /// `awaits_callback` is to say whether the callback of the ring means anything.
+    /// `ignores_callback` is to say whether the callback of the ring means nothing.
     pub(crate) fn new(
         ring: Ring,
         reply_limit: usize,
-        awaits_callback: Arc<Atomic<bool>>,
+        ignores_callback: Arc<Atomic<bool>>,
     ) -> Result<Self> {
         Ok(Self {
             ring: Some(ring),
@@ -128,7 +128,7 @@ impl Transmitter {
             awaited: 0,
             reclaim: Reclaim {
                 by: Reclaimer::Nobody,
-                awaits_callback,
+                ignores_callback,
             },
             is_broken: false,
         })

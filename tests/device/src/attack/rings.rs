@@ -1,12 +1,17 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Rings that are not as they should be.
 
+use std::time::Duration;
+
 use rand::Rng;
 
 use super::Attack;
 use crate::device::Lost;
 use crate::header::{Header, HEADER_LEN, RW, STREAM};
 use crate::ring::Ring;
+
+/// After so long without a packet the driver expects nothing of its transmit ring.
+const IDLE: Duration = Duration::from_millis(200);
 
 impl Attack<'_> {
     fn ring(&mut self) -> &Ring {
@@ -19,6 +24,9 @@ impl Attack<'_> {
 
     /// Makes sure that the driver gives the device up: a lie may do no harm, another one does.
     fn break_for_good(&mut self, breaks: impl FnOnce(&Ring) -> Option<()>) -> anyhow::Result<()> {
+        if self.rng.random() {
+            self.bench.device.pass(IDLE)?;
+        }
         let ring = self.ring();
         // Two, for an index that was turned back by one.
         let lie = || ring.lie(u32::MAX, 0);
