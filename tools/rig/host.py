@@ -19,7 +19,7 @@ from .channel import Channel
 from .console import Console
 from .errors import EmulationTrap, MachineError, MachineHung, RigError, describe_status
 from .guest import Guest
-from .machine import Machine
+from .machine import Machine, in_use
 
 # 9 s on a quiet machine with two CPUs, 47 s with a load of 17.
 BOOT_TIMEOUT = 180.0
@@ -223,11 +223,5 @@ def host(*, memory: int = 3072, cpus: int = 2, cpu: str | None = None) -> Iterat
     """A running host VM; `memory` in MiB, `cpu` a QEMU model with its flags."""
     run = runs.Run()
     machine = Host(run, memory, cpus, cpu or acceleration.cpu())
-    try:
-        machine.wait_ready()
+    with in_use(machine, run):
         yield machine
-        machine.check_leaks()
-        machine.check_kernel_log()
-    finally:
-        machine.close()
-        run.close()

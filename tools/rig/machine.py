@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0
 """What host and guest have in common: commands, files, modules, the kernel's log."""
 
+import contextlib
 import itertools
 import pathlib
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from . import kernel_log, runs, transports
 from .channel import PATIENCE, Channel, Command, Result
@@ -18,7 +19,7 @@ KMEMLEAK = "/sys/kernel/debug/kmemleak"
 
 
 class Machine:
-    """A running virtual machine. Subclasses set `name`, `console` and `channel`."""
+    """A running virtual machine. Subclasses set `name`, `console` and `channel`, and have `wait_ready()` and `close()`."""
 
     name: str
     console: Console
@@ -129,3 +130,17 @@ class Machine:
         found = self.shell(script, timeout=COMMAND_TIMEOUT * runs.patience()).stdout
         if found.strip():
             raise kernel_log.KernelReport(f"the kernel of {self.name} leaks memory:\n{found}")
+
+
+@contextlib.contextmanager
+def in_use(machine: Machine, run: runs.Run) -> Iterator[None]:
+    """From when a machine is ready until it is ended, with its run; at the end nothing may be left in it, and its
+    kernel has no complaint."""
+    try:
+        machine.wait_ready()
+        yield
+        machine.check_leaks()
+        machine.check_kernel_log()
+    finally:
+        machine.close()
+        run.close()

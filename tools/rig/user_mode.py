@@ -20,7 +20,7 @@ from .channel import Channel
 from .console import Console
 from .errors import MachineError, RigError
 from .host import BOOT_TIMEOUT, SocketStream, cpu_time
-from .machine import Machine
+from .machine import Machine, in_use
 
 # What `make` calls the architecture, see tools/env.
 ARCH = "um"
@@ -102,11 +102,5 @@ def user_mode(*, memory: int = 1024, cpus: int = 2) -> Iterator[UserMode]:
         raise RigError(f"{runs.release()} is no User Mode Linux: KERNEL=uml")
     run = runs.Run()
     machine = UserMode(run, memory, cpus)
-    try:
-        machine.wait_ready()
+    with in_use(machine, run):
         yield machine
-        machine.check_leaks()
-        machine.check_kernel_log()
-    finally:
-        machine.close()
-        run.close()
