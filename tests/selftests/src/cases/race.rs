@@ -436,13 +436,19 @@ fn ensure_unreachable(result: Result<(), Errno>) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// A socket that gives up to connect soon, of either kind in turn.
+fn impatient_socket(round: u32) -> anyhow::Result<Socket> {
+    let kind = [Kind::Stream, Kind::Seqpacket][round as usize % 2];
+    let socket = Socket::new(kind)?;
+    socket.set_connect_timeout(Duration::from_millis(50))?;
+    Ok(socket)
+}
+
 fn setting_options_while_connecting_elsewhere_changes_nothing_else(
     setup: &Setup,
 ) -> anyhow::Result<()> {
     for round in 0..rounds(setup) {
-        let kind = [Kind::Stream, Kind::Seqpacket][round as usize % 2];
-        let socket = Socket::new(kind)?;
-        socket.set_connect_timeout(Duration::from_millis(50))?;
+        let socket = impatient_socket(round)?;
         thread::scope(|scope| {
             let setting = scope.spawn(|| -> anyhow::Result<()> {
                 for step in 0..20u64 {
@@ -466,9 +472,7 @@ fn using_a_socket_while_it_changes_its_transport_ends_with_an_error(
     setup: &Setup,
 ) -> anyhow::Result<()> {
     for round in 0..rounds(setup) {
-        let kind = [Kind::Stream, Kind::Seqpacket][round as usize % 2];
-        let socket = Socket::new(kind)?;
-        socket.set_connect_timeout(Duration::from_millis(50))?;
+        let socket = impatient_socket(round)?;
         let done = AtomicBool::new(false);
         thread::scope(|scope| {
             let uses: [fn(&Socket); 4] = [
