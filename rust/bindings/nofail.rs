@@ -8,8 +8,9 @@ use kernel::prelude::*;
 
 /// Puts a small value into a box, and waits for memory as long as it takes. Sleeps.
 ///
-/// For the rare case that a failure could be told to nobody. The kernel lets only tasks without memory
-/// that are being killed for lack of it notice the difference.
+/// For what nobody could be told of if it failed. For a request of this size the kernel waits in any
+/// case; without `__GFP_NOFAIL` it gives up for a task that is being killed for lack of memory, and for
+/// one whose failure is made on purpose.
 pub fn new_nofail<T>(value: T) -> KBox<T> {
     // What `kmalloc()` aligns everything to, and what is small: a page.
     const { assert!(mem::align_of::<T>() <= 8 && mem::size_of::<T>() > 0) };
