@@ -6,6 +6,9 @@
 //! up with its guest wakes its reader for each packet, and has the reader's credit update to
 //! deliver. Nothing is put off for who waits for an answer. Who sends one small packet after the
 //! other is not answered, though, and there are more packets in a while.
+//!
+//! Where many connections send large packets, those who are about to send do so first: the device is
+//! told by work, which gets the CPU when they have had theirs.
 
 use crate::{device::DEVICE, link::Guest};
 use kernel::{prelude::*, time::Delta};
@@ -22,13 +25,35 @@ const HELD_MAX: u32 = 96;
 const HELD_MIN: u32 = 4;
 /// How long the device is not told of a packet, at most.
 const HOLD: Delta = Delta::from_millis(2);
+/// What a large packet of another connection than the one before counts, and the sum from which on many
+/// send at once. One of the same connection takes one off.
+const CHANGE: u32 = 4;
+const MANY: u32 = 8;
+const MANY_MAX: u32 = 16;
+/// Large packets that are worth a kick although many send: the device is not to be idle meanwhile.
+const LARGE_HELD_MAX: u32 = 10;
+
+/// When the device is told of a packet.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum When {
+    Now,
+    /// When those who are about to send have done so.
+    Soon,
+    /// With more like it, or after a while.
+    Later,
+}
 
 /// Decides about kicks. Behind the lock of the transmitter.
 pub(crate) struct Kicks {
     /// Small packets in a row with no answer between them.
     streak: u32,
-    /// Packets in the ring that the device was not told of.
+    /// Packets in the ring that the device was not told of: small ones, and large ones.
     held: u32,
+    large_held: u32,
+    /// Ports of the last large packet.
+    last: (u32, u32),
+    /// How much large packets change between connections.
+    changes: u32,
     alarm: Alarm<Tell>,
     is_set: bool,
 }
@@ -48,28 +73,50 @@ impl Kicks {
         Ok(Self {
             streak: 0,
             held: 0,
+            large_held: 0,
+            last: (0, 0),
+            changes: 0,
             alarm: Alarm::new(Tell)?,
             is_set: false,
         })
     }
 
-    /// A packet is sent. Whether the device is to be told now; if not, there will be an alarm.
-    pub(crate) fn add(&mut self, packet: &Packet<Guest>) -> bool {
-        if packet.is_urgent() || packet.unsent() >= LARGE {
-            return true;
+    /// A packet is sent. If the device is to be told later, there will be an alarm.
+    pub(crate) fn add(&mut self, packet: &Packet<Guest>) -> When {
+        if packet.unsent() >= LARGE {
+            return self.add_large(packet);
+        }
+        if packet.is_urgent() {
+            return When::Now;
         }
         self.streak = self.streak.saturating_add(1);
         if self.streak < STREAM {
-            return true;
+            return When::Now;
         }
         self.held = self.held.saturating_add(1);
         if self.held >= HELD_MAX {
-            return true;
+            return When::Now;
         }
         if !core::mem::replace(&mut self.is_set, true) {
             self.alarm.set(HOLD);
         }
-        false
+        When::Later
+    }
+
+    fn add_large(&mut self, packet: &Packet<Guest>) -> When {
+        let header = &packet.header;
+        let ports = (header.source.port, header.destination.port);
+        self.changes = if core::mem::replace(&mut self.last, ports) == ports {
+            self.changes.saturating_sub(1)
+        } else {
+            self.changes.saturating_add(CHANGE).min(MANY_MAX)
+        };
+        self.large_held = self.large_held.saturating_add(1);
+        if self.changes >= MANY && self.large_held < LARGE_HELD_MAX && !packet.is_awaited() {
+            When::Soon
+        } else {
+            When::Now
+        }
     }
 
     /// Payload has come from the device.
@@ -80,6 +127,7 @@ impl Kicks {
     /// The device knows everything.
     pub(crate) fn told(&mut self) {
         self.held = 0;
+        self.large_held = 0;
     }
 
     /// The alarm has come.

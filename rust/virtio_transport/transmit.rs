@@ -2,7 +2,11 @@
 
 //! From a packet to the transmit ring, and back when the device has read it.
 
-use crate::{device::Device, kicks::Kicks, link::Guest};
+use crate::{
+    device::Device,
+    kicks::{Kicks, When},
+    link::Guest,
+};
 use af_vsock::{deliver_tap, SkBuff, Sock, TapPayload};
 use kernel::{
     prelude::*,
@@ -177,10 +181,16 @@ impl Transmitter {
         let prompt = packet.is_awaited();
         // Somebody will come to take back what was sent, and tells the device then.
         let can_wait = packet.is_patient() && self.reclaim.by != Reclaimer::Callback;
-        let kick = !can_wait && self.kicks.add(&packet);
+        let when = if can_wait {
+            When::Later
+        } else {
+            self.kicks.add(&packet)
+        };
         self.bytes = self.bytes.saturating_add(packet.unsent() as usize);
         self.backlog.push(packet);
-        Some(self.post_or_gather(prompt, kick))
+        let mut aftermath = self.post_or_gather(prompt, when == When::Now);
+        aftermath.transmit_soon |= when == When::Soon;
+        Some(aftermath)
     }
 
     /// Moves what waits into the ring, unless it gathers, and tells the device if it is to `kick`.
