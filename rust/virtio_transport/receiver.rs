@@ -19,10 +19,11 @@ const LARGE: Supply = Supply {
     run: 32 * 1024,
     total: 2 * 1024 * 1024,
 };
-/// So many buffers filled to the brim in a row call for large ones. They do not if packets are as
-/// large as a small buffer by chance: each try that shows it makes the next one later.
-const FULL_IN_A_ROW: u32 = 8;
-const FULL_IN_A_ROW_MAX: u32 = 1 << 16;
+/// So many more buffers filled to the brim than others make us post a large one among them, to see what
+/// comes in it: packets may be as large as a small buffer by chance. If they are, the next try comes
+/// later.
+const FULL: u32 = 8;
+const FULL_MAX: u32 = 1024;
 /// So many packets in a row that would have fit a small buffer make large ones a waste.
 const SMALL_IN_A_ROW: u32 = 256;
 /// With fewer buffers than these nothing may come in that makes us look for more.
@@ -37,6 +38,14 @@ struct Supply {
     total: usize,
 }
 
+/// Whether there is a large buffer among small ones.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Trial {
+    None,
+    Wanted,
+    Posted,
+}
+
 /// The receive ring.
 pub(crate) struct Receiver {
     pub(crate) ring: InQueue<HEADER_LEN>,
@@ -45,10 +54,12 @@ pub(crate) struct Receiver {
     posted: usize,
     /// Bytes of those that the device was not told of.
     unannounced: usize,
-    full_in_a_row: u32,
+    /// How many more were filled to the brim than were not.
+    full: u32,
     small_in_a_row: u32,
-    /// What `full_in_a_row` has to reach.
+    /// What `full` has to reach.
     patience: u32,
+    trial: Trial,
     /// Payload has come in, and the transmitter was not told.
     pub(crate) is_answer: bool,
     /// Somebody receives: packets go to the engine one at a time, in the order of the ring.
@@ -64,9 +75,10 @@ impl Receiver {
             supply: SMALL,
             posted: 0,
             unannounced: 0,
-            full_in_a_row: 0,
+            full: 0,
             small_in_a_row: 0,
-            patience: FULL_IN_A_ROW,
+            patience: FULL,
+            trial: Trial::None,
             is_answer: false,
             is_in_use: false,
             left: None,
@@ -76,11 +88,20 @@ impl Receiver {
     /// Posts a buffer, if there is one and it is needed. The size of the next one that is.
     pub(crate) fn supply(&mut self, run: Option<Run>) -> Option<usize> {
         if let Some(run) = run.filter(|_| self.is_short()) {
+            let is_large = run.capacity() == LARGE.run;
             if !self.post(run) {
                 return None;
             }
+            if self.trial == Trial::Wanted {
+                // There may have been memory for a small one only.
+                self.trial = if is_large { Trial::Posted } else { Trial::None };
+            }
         }
-        self.is_short().then_some(self.supply.run)
+        let size = match self.trial {
+            Trial::Wanted => LARGE.run,
+            Trial::None | Trial::Posted => self.supply.run,
+        };
+        self.is_short().then_some(size)
     }
 
     /// Whether there are fewer buffers than there should be, if there is room in the ring.
@@ -132,22 +153,40 @@ impl Receiver {
 
     /// Chooses the size of buffers by what comes in.
     fn adapt(&mut self, run: &Run) {
-        let count = |counter: u32, up: bool| if up { counter.saturating_add(1) } else { 0 };
         let is_large = run.len() > SMALL.run;
+        let is_full = run.len() == run.capacity();
+        self.full = if is_full {
+            self.full.saturating_add(1)
+        } else {
+            self.full.saturating_sub(1)
+        };
         // A small buffer that is full says nothing of what the packet would fit.
-        let is_small = !is_large && run.len() < run.capacity();
-        self.full_in_a_row = count(self.full_in_a_row, run.len() == run.capacity());
-        self.small_in_a_row = count(self.small_in_a_row, is_small);
+        self.small_in_a_row = if is_large || is_full {
+            0
+        } else {
+            self.small_in_a_row.saturating_add(1)
+        };
         if is_large {
-            self.patience = FULL_IN_A_ROW;
-        }
-        if self.full_in_a_row >= self.patience {
             self.supply = LARGE;
-            self.patience = self.patience.saturating_mul(8).min(FULL_IN_A_ROW_MAX);
-            self.full_in_a_row = 0;
+            self.patience = FULL;
+            self.trial = Trial::None;
+        } else if run.capacity() == LARGE.run && self.trial == Trial::Posted {
+            // One that fits a small buffer and does not fill it says nothing.
+            self.trial = Trial::Wanted;
+            if run.len() == SMALL.run {
+                self.trial = Trial::None;
+                self.patience = self.patience.saturating_mul(8).min(FULL_MAX);
+                self.full = 0;
+            }
+        }
+        let is_called_for = self.supply.run == SMALL.run && self.full >= self.patience;
+        if is_called_for && self.trial == Trial::None {
+            self.trial = Trial::Wanted;
         }
         if self.small_in_a_row >= SMALL_IN_A_ROW {
             self.supply = SMALL;
+            // What was found out was of other traffic.
+            self.patience = FULL;
         }
     }
 
