@@ -372,11 +372,9 @@ fn a_device_that_sleeps_is_told_of_every_packet(bench: &mut Bench) -> anyhow::Re
         bench.answer()?;
     }
     sleeps.sort();
-    // Some it slept through because it looked late itself, or the machine had no time for it.
-    ensure!(
-        sleeps[ROUNDS * 4 / 5] < soon,
-        "the device slept for {sleeps:?}"
-    );
+    // Some it slept through because it looked late itself, or the machine had no time for it; without a word it
+    // sleeps through all of them.
+    ensure!(sleeps[ROUNDS / 2] < soon, "the device slept for {sleeps:?}");
     Ok(())
 }
 
