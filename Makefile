@@ -66,8 +66,8 @@ bench: modules ## speed beside C: PAIRS=, CELLS=, ROUNDS=, LANE=, QUICK=1; OUT= 
 		$(if $(ROUNDS),--rounds '$(ROUNDS)') $(if $(LANE),--lane '$(LANE)') $(if $(QUICK),--quick)
 
 .PHONY: bench-nfs
-bench-nfs: modules ## NFS over vsock beside NFS over TCP, proxies and 9p: ROUNDS=
-	@$(env) enter -- python3 tools/nfs_bench $(if $(ROUNDS),--rounds '$(ROUNDS)')
+bench-nfs: modules ## NFS over vsock beside NFS over TCP, proxies, virtiofs and 9p: ROUNDS=, NCONNECT=
+	@$(env) enter -- python3 tools/nfs_bench $(if $(ROUNDS),--rounds '$(ROUNDS)') $(if $(NCONNECT),--nconnect '$(NCONNECT)')
 
 .PHONY: fuzz
 fuzz: ## fuzz the protocol crate: TARGET=, SECONDS= for each target (60)

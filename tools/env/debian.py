@@ -26,7 +26,7 @@ liburing-dev make pkg-config python3 rsync rust-clippy rust-src rustc rustfmt xz
 MACHINES = """
 fio iproute2 krb5-admin-server krb5-kdc krb5-user libpcap0.8t64 nfs-common nfs-kernel-server
 openssh-client openssh-server procps python3-pytest python3-pytest-timeout python3-pytest-xdist
-qemu-system-x86 socat strace stress-ng systemd-sysv tcpdump udev virtme-ng
+qemu-system-x86 socat strace stress-ng systemd-sysv tcpdump udev virtiofsd virtme-ng
 """.split()
 
 

@@ -105,18 +105,23 @@ def cell(samples: Samples, way: str, work: Work) -> str:
 
 
 @contextlib.contextmanager
-def opened():
+def opened(connections: int):
     with rig.host(cpu=CPU) as host:
         host.load("host", "c")
         nfs.load(host)
         server = ways.prepare_host(host)
         server.start()
         guest = host.guest(
-            cid=CID, memory=1024, programs=ways.GUEST_PROGRAMS, modules=ways.GUEST_MODULES, devices=ways.DEVICES
+            cid=CID,
+            memory=1024,
+            programs=ways.GUEST_PROGRAMS,
+            modules=ways.GUEST_MODULES,
+            devices=ways.DEVICES,
+            share_memory=True,
         )
         with guest as machine:
             machine.run(["modprobe", "nfsv4"])
-            machines = ways.Machines(host, machine, server)
+            machines = ways.Machines(host, machine, server, connections)
             ways.export(machines)
             yield machines
 
@@ -124,11 +129,12 @@ def opened():
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="tools/nfs_bench", description=__doc__)
     parser.add_argument("--rounds", type=int, default=3, help="rounds that count (%(default)s)")
+    parser.add_argument("--nconnect", type=int, default=1, help="connections of each mount of NFS (%(default)s)")
     names = [way.name for way in ways.WAYS]
     parser.add_argument("--way", action="append", choices=names, help="only this one (may be repeated)")
     options = parser.parse_args(arguments)
     chosen = [way for way in ways.WAYS if not options.way or way.name in options.way]
-    with opened() as machines:
+    with opened(options.nconnect) as machines:
         print(table(chosen, rounds(machines, chosen, options.rounds)))
     return 0
 

@@ -15,15 +15,22 @@ TCP_PORT = 2049
 # What the proxy in the guest connects to in the host.
 PROXY_PORT = 2050
 TAG = "share"
+VIRTIOFS_TAG = "virtiofs"
+VIRTIOFS_SOCKET = "/run/virtiofs.sock"
+# How long its program may take to start.
+START = 60.0
 
-# A network card with the host's kernel as its back end (vhost-net), and a 9p device.
+# A network card with the host's kernel as its back end (vhost-net), a 9p device, and one of virtiofs,
+# whose back end is a program.
 DEVICES = (
     *("-netdev", "tap,id=bench,ifname=bench0,script=no,downscript=no,vhost=on"),
     *("-device", "virtio-net-pci,netdev=bench,romfile="),
     *("-fsdev", f"local,id=share,path={nfs.EXPORT},security_model=none"),
     *("-device", f"virtio-9p-pci,fsdev=share,mount_tag={TAG}"),
+    *("-chardev", f"socket,id=virtiofs,path={VIRTIOFS_SOCKET}"),
+    *("-device", f"vhost-user-fs-pci,chardev=virtiofs,tag={VIRTIOFS_TAG}"),
 )
-GUEST_MODULES = (*nfs.GUEST_MODULES, "virtio_net", "9p", "9pnet_virtio")
+GUEST_MODULES = (*nfs.GUEST_MODULES, "virtio_net", "9p", "9pnet_virtio", "virtiofs")
 GUEST_PROGRAMS = (*nfs.GUEST_PROGRAMS, "fio", "socat")
 
 
@@ -34,6 +41,8 @@ class Machines:
     host: Host
     guest: Guest
     server: nfs.Server
+    # Of each mount of NFS: nconnect.
+    connections: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,11 +54,14 @@ class Way:
 
 
 def prepare_host(host: Host) -> nfs.Server:
-    """A server on vsock and TCP, and the host's end of the network."""
+    """A server on vsock and TCP, and the host's end of the network and of virtiofs."""
     server = nfs.Server(host)
     server.prepare()
     host.shell(f"modprobe -a tun vhost_net; ip tuntap add bench0 mode tap; ip address add {HOST_ADDRESS}/24 dev bench0")
-    host.shell("ip link set bench0 up")
+    host.shell("modprobe vsock_diag; ip link set bench0 up")
+    # It ends with QEMU's connection.
+    virtiofsd = ["/usr/libexec/virtiofsd", "--socket-path", VIRTIOFS_SOCKET, "--shared-dir", nfs.EXPORT]
+    host.start(virtiofsd).wait_for("Waiting for", START)
     return server
 
 
@@ -76,8 +88,9 @@ def over_vsock(implementation: str) -> Callable[[Machines], contextlib.AbstractC
     def mounted(machines: Machines) -> Iterator[None]:
         exchange(machines, implementation)
         client = nfs.Client(machines.guest)
-        with client.mounted():
+        with client.mounted(f"nconnect={machines.connections}"):
             yield
+            check_connections(machines, "--vsock")
 
     return mounted
 
@@ -101,12 +114,25 @@ def exchange(machines: Machines, implementation: str) -> None:
     machines.host.shell(f"echo tcp {TCP_PORT} > {nfs.NFSD}/portlist")
 
 
+def check_connections(machines: Machines, sockets: str) -> None:
+    """Asserts that what was measured came over these sockets of the server, and so many."""
+    found = machines.host.run(["ss", "--no-header", "--numeric", sockets, "state", "established"]).stdout
+    # This end is in the last field but one.
+    used = [line for line in found.splitlines() if line.split()[-2].endswith(f":{TCP_PORT}")]
+    assert len(used) == machines.connections, found
+
+
+def tcp_options(machines: Machines, server: str, client: str) -> str:
+    return f"vers=4.2,proto=tcp,port={TCP_PORT},addr={server},clientaddr={client},nconnect={machines.connections}"
+
+
 @contextlib.contextmanager
 def over_tcp(machines: Machines) -> Iterator[None]:
-    options = f"vers=4.2,proto=tcp,port={TCP_PORT},addr={HOST_ADDRESS},clientaddr={GUEST_ADDRESS}"
+    options = tcp_options(machines, HOST_ADDRESS, GUEST_ADDRESS)
     mount(machines.guest, "nfs4", f"{HOST_ADDRESS}:/", options)
     try:
         yield
+        check_connections(machines, "--tcp")
     finally:
         unmount(machines.guest)
 
@@ -119,15 +145,24 @@ def over_proxies(machines: Machines) -> Iterator[None]:
     proxies = [machines.host.start(inner), machines.guest.start(outer)]
     machines.guest.shell(f"until grep -q ':{TCP_PORT:04X} ' /proc/net/tcp; do sleep 0.2; done", timeout=60)
     try:
-        options = f"vers=4.2,proto=tcp,port={TCP_PORT},addr=127.0.0.1,clientaddr=127.0.0.1"
-        mount(machines.guest, "nfs4", "127.0.0.1:/", options)
+        mount(machines.guest, "nfs4", "127.0.0.1:/", tcp_options(machines, "127.0.0.1", "127.0.0.1"))
         try:
             yield
+            check_connections(machines, "--tcp")
         finally:
             unmount(machines.guest)
     finally:
         for proxy in proxies:
             proxy.kill()
+
+
+@contextlib.contextmanager
+def over_virtiofs(machines: Machines) -> Iterator[None]:
+    mount(machines.guest, "virtiofs", VIRTIOFS_TAG, "rw")
+    try:
+        yield
+    finally:
+        unmount(machines.guest)
 
 
 @contextlib.contextmanager
@@ -144,6 +179,7 @@ WAYS = (
     Way("NFS, vsock in C", over_vsock("c")),
     Way("NFS, TCP", over_tcp),
     Way("NFS, two socat", over_proxies),
+    Way("virtiofs", over_virtiofs),
     Way("9p", over_9p),
 )
 BASELINE = "NFS, TCP"

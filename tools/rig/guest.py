@@ -85,6 +85,7 @@ class Guest(Machine):
         devices: Iterable[str] = (),
         vsock: Mapping[str, object] | None = VSOCK,
         vhost_user: str | None = None,
+        share_memory: bool = False,
         kernel: Iterable[str] = (),
         machine: Iterable[str] = MACHINE,
         system: bool = False,
@@ -95,6 +96,7 @@ class Guest(Machine):
         the host is 10.0.2.2 then. `devices` are further arguments of QEMU. `vsock` has the properties of
         the vsock device but its CID; None for no device. `vhost_user` is the socket, in the host, of a
         program that is the vsock device, and has to be listening; such a device chooses the CID itself.
+        `share_memory` is for such a program behind one of the `devices`.
         `kernel` are further arguments of the guest's kernel; `machine` are the arguments of QEMU that say
         which one it runs on. `system` is for a guest that becomes one with systemd on the host's root, see
         `start_system`; the rig's commands still run outside it.
@@ -129,7 +131,8 @@ class Guest(Machine):
             *("-device", "virtserialport,bus=serial.0,chardev=agent,name=rvsock.agent"),
             *network(forward),
             *devices,
-            *shared_memory(memory, vhost_user),
+            *(shared_memory(memory) if share_memory or vhost_user else ()),
+            *(("-chardev", f"socket,id=vsock,path={vhost_user}") if vhost_user else ()),
             *(SYSTEM_DEVICES if system else ()),
         ]
         self._stream = CommandStream()
@@ -244,11 +247,6 @@ def network(forward: Mapping[int, int] | None) -> list[str]:
     return ["-netdev", f"user,id=net{rules}", "-device", "virtio-net-pci,netdev=net,romfile="]
 
 
-def shared_memory(memory: int, vhost_user: str | None) -> list[str]:
-    """Lets another process reach the guest's memory, and QEMU reach that process."""
-    if vhost_user is None:
-        return []
-    return [
-        *("-object", f"memory-backend-memfd,id=ram,size={memory}M,share=on", "-machine", "memory-backend=ram"),
-        *("-chardev", f"socket,id=vsock,path={vhost_user}"),
-    ]
+def shared_memory(memory: int) -> list[str]:
+    """Lets another process reach the guest's memory."""
+    return ["-object", f"memory-backend-memfd,id=ram,size={memory}M,share=on", "-machine", "memory-backend=ram"]
