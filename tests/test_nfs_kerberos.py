@@ -5,59 +5,33 @@ import contextlib
 import time
 from collections.abc import Iterator
 
+import nfs_realm
 import nfs_system
 import pytest
+from nfs_realm import NAME, OTHER, OWNER, SERVER_KEYS, WITHOUT
 from nfs_system import CID_LOCAL
 from peers import vsockmon
 from rig.nfs import EXPORT, MOUNT
 
 pytestmark = pytest.mark.nfs
 
-REALM = "RVSOCK.TEST"
-# What the address that stands for this machine is called, and so the server's principal.
-NAME = "host.rvsock.test"
-SERVER = f"nfs/{NAME}"
 # As rpc.gssd looks for it.
 CLIENT = f"root/{NAME}"
-SERVER_KEYS, CLIENT_KEYS, USER_KEYS = "/etc/krb5.keytab", "/etc/client.keytab", "/etc/users.keytab"
-
-# Users that Debian has, with a ticket each but for the last.
-OWNER, OTHER, WITHOUT = "daemon", "games", "lp"
+CLIENT_KEYS, USER_KEYS = "/etc/client.keytab", "/etc/users.keytab"
 
 RELAY = f"nfs-vsock-krb5-relay@{CID_LOCAL}"
-UNITS = ("krb5-kdc", "rpc-svcgssd", "rpc-gssd", "nfs-server", "nfs-vsock", RELAY)
+# What leads to the key distribution centre: one end of it in the guest, the other on the host.
+KDC_RELAY, KDC_SOCKET = f"nfs-vsock-kdc-relay@{CID_LOCAL}", "nfs-vsock-kdc.socket"
+UNITS = ("krb5-kdc", KDC_SOCKET, KDC_RELAY, "rpc-svcgssd", "rpc-gssd", "nfs-server", "nfs-vsock", RELAY)
 
 # A refusal takes this long at most, emulated.
 SECONDS = 30.0
 
 SET_UP = f"""
-cat > /etc/krb5.conf <<END
-[libdefaults]
-default_realm = {REALM}
-dns_lookup_kdc = false
-dns_lookup_realm = false
-rdns = false
-[realms]
-{REALM} = {{
-    kdc = 127.0.0.1
-}}
-[domain_realm]
-.rvsock.test = {REALM}
-END
-cat > /etc/krb5kdc/kdc.conf <<END
-[realms]
-{REALM} = {{
-    database_name = /var/lib/krb5kdc/principal
-    key_stash_file = /etc/krb5kdc/stash
-}}
-END
 echo host > /etc/hostname
 printf '127.0.0.1 localhost\\nfdf5:7c6b:3a10::{CID_LOCAL} {NAME} host\\n' > /etc/hosts
-printf '[General]\\nDomain = rvsock.test\\nLocal-Realms = {REALM}\\n' > /etc/idmapd.conf
 printf '[gssd]\\nkeytab-file={CLIENT_KEYS}\\n' >> /etc/nfs.conf
-kdb5_util create -s -r {REALM} -P secret
-new_key() {{ kadmin.local -q "addprinc -randkey $1"; kadmin.local -q "ktadd -k $2 $1"; }}
-new_key {SERVER} {SERVER_KEYS}
+{nfs_realm.SET_UP}
 new_key {CLIENT} {CLIENT_KEYS}
 for user in {OWNER} {OTHER}; do new_key $user {USER_KEYS}; done
 chmod 1777 {EXPORT}
@@ -83,8 +57,7 @@ class Realm:
             self.system.run(f"umount {MOUNT}")
 
     def run_as(self, user: str, script: str, check: bool = True):
-        command = f"setpriv --reuid {user} --regid $(id -g {user}) --clear-groups sh -euc '{script}'"
-        return self.system.run(command, check=check)
+        return self.system.run(nfs_realm.run_as(user, script), check=check)
 
     def give_ticket(self, user: str) -> None:
         """Into the file in which rpc.gssd looks for it."""
@@ -119,7 +92,7 @@ def realm(host):
         realm.give_ticket(OWNER)
         realm.give_ticket(OTHER)
         yield realm
-        system.run(f"systemctl stop {RELAY} rpc-gssd rpc-svcgssd krb5-kdc", check=False)
+        system.run(f"systemctl stop {RELAY} {KDC_RELAY} {KDC_SOCKET} rpc-gssd rpc-svcgssd krb5-kdc", check=False)
 
 
 def test_what_is_written_is_read_on_the_server(realm):
@@ -187,13 +160,14 @@ def test_a_server_that_is_somebody_else_is_refused(realm):
         pass
 
 
-def test_the_relay_is_what_leads_to_the_server(realm):
-    realm.system.systemctl("stop", RELAY)
+@pytest.mark.parametrize("unit", [RELAY, KDC_RELAY, KDC_SOCKET])
+def test_a_relay_is_what_leads_to_the_server_and_to_the_realm(realm, unit):
+    realm.system.systemctl("stop", unit)
     realm.forget()
     try:
         assert RELAY in realm.refuses()
     finally:
-        realm.system.systemctl("start", RELAY)
+        realm.system.systemctl("start", unit)
     with realm.mounted():
         pass
 

@@ -50,7 +50,7 @@ def installed(build: pathlib.Path) -> dict[str, tuple[pathlib.Path, int]]:
     """The files of the commands below the root of a system: where from, and with which permissions."""
     files = {target: (build / name, 0o755) for name, target in PROGRAMS.items()}
     files |= {target: (build / f"completion.{shell}", 0o644) for shell, target in COMPLETIONS.items()}
-    for directory, pattern, mode in ((MANUAL, "man/*", 0o644), (UNITS, "systemd/*.service", 0o644)):
+    for directory, pattern, mode in ((MANUAL, "man/*", 0o644), (UNITS, "systemd/*", 0o644)):
         files |= {f"{directory}/{path.name}": (path, mode) for path in sorted(SOURCES.glob(pattern))}
     files |= {f"{SCRIPTS}/{path.name}": (path, 0o755) for path in sorted(SOURCES.glob("libexec/*"))}
     return files | {DOCUMENT: (CHECKOUT / "Documentation/nfs.md", 0o644)}

@@ -111,13 +111,13 @@ def test_the_units_make_sense_and_start_what_is_installed(root, build, built_com
     run("install", root, build)
     units = []
     for name in commands.installed(built_commands):
-        if name.endswith(".service"):
+        if name.startswith(commands.UNITS):
             text = (root / name).read_text()
             for other in commands.installed(built_commands):
                 text = text.replace(f"/{other}", str(root / other))
             units.append(tmp_path / pathlib.PurePath(name).name)
             units[-1].write_text(text)
-    assert len(units) == 3
+    assert len(units) == 6
     result = subprocess.run(["systemd-analyze", "verify", "--man=no", *units], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert result.stderr == ""

@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: GPL-2.0
+"""A Kerberos realm for the tests of NFS: its key distribution centre and its server are the host VM."""
+
+REALM = "RVSOCK.TEST"
+DOMAIN = "rvsock.test"
+# What the address that stands for the server is called, and so the server's principal.
+NAME = f"host.{DOMAIN}"
+SERVER = f"nfs/{NAME}"
+SERVER_KEYS = "/etc/krb5.keytab"
+
+# Users that Debian has.
+OWNER, OTHER, WITHOUT = "daemon", "games", "lp"
+
+# On each machine of the realm. It is reached by the name of its server, which leads to a relay.
+CONFIGURATION = f"""
+cat > /etc/krb5.conf <<END
+[libdefaults]
+default_realm = {REALM}
+dns_lookup_kdc = false
+dns_lookup_realm = false
+rdns = false
+[realms]
+{REALM} = {{
+    kdc = {NAME}
+}}
+[domain_realm]
+.{DOMAIN} = {REALM}
+END
+printf '[General]\\nDomain = {DOMAIN}\\nLocal-Realms = {REALM}\\n' > /etc/idmapd.conf
+"""
+
+# `new_key PRINCIPAL FILE` adds a key that nobody knows.
+NEW_KEY = """
+new_key() { kadmin.local -q "addprinc -randkey $1"; kadmin.local -q "ktadd -k $2 $1"; }
+"""
+
+# In the host VM, with an /etc that can be written to. Only the relays lead from NAME to what listens there.
+SET_UP = f"""
+{CONFIGURATION}
+rm -rf /run/krb5kdc
+mkdir /run/krb5kdc
+cat > /etc/krb5kdc/kdc.conf <<END
+[realms]
+{REALM} = {{
+    database_name = /run/krb5kdc/principal
+    key_stash_file = /etc/krb5kdc/stash
+    kdc_listen = 127.0.0.1:88
+    kdc_tcp_listen = 127.0.0.1:88
+}}
+END
+kdb5_util create -s -r {REALM} -P secret
+{NEW_KEY}
+new_key {SERVER} {SERVER_KEYS}
+"""
+
+
+def run_as(user: str, script: str) -> str:
+    """A command that runs a script as a user."""
+    # The shell of a guest has one of its own that can do less.
+    return f"/usr/bin/setpriv --reuid {user} --regid $(id -g {user}) --clear-groups sh -euc '{script}'"
