@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Documentation/history.md names tests that exist, for each bug at least one or none on purpose."""
+"""Documentation/history.md and SECURITY.md name tests that exist, at least one each, or none on purpose."""
 
 import pathlib
 import re
@@ -10,6 +10,8 @@ pytestmark = pytest.mark.unit
 
 CHECKOUT = pathlib.Path(__file__).resolve().parents[2]
 HISTORY = CHECKOUT / "Documentation" / "history.md"
+SECURITY = CHECKOUT / "SECURITY.md"
+HEADINGS = ("tests", "shown by")
 PROGRAMS = {"selftests", "host_alone"}
 
 
@@ -17,7 +19,7 @@ def rows(text: str) -> list[list[str]]:
     """The cells of all rows but headings."""
     lines = [line for line in text.splitlines() if line.startswith("| ")]
     cells = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
-    return [row for row in cells if row[-1].strip("| ") != "tests"]
+    return [row for row in cells if row[-1].strip("| ") not in HEADINGS]
 
 
 def references(row: list[str]) -> list[str]:
@@ -35,7 +37,7 @@ def exists(reference: str, checkout: pathlib.Path = CHECKOUT) -> bool:
     if found := re.fullmatch(r"vsock_test (\d+)", reference):
         known = re.search(r'"vsock_test": (\d+)', (tests / "test_vsock_test.py").read_text())
         return known is not None and int(found[1]) < int(known[1])
-    if found := re.fullmatch(r"tests/(test_\w+\.py)(?:::(\w+))?", reference):
+    if found := re.fullmatch(r"tests/((?:unit/)?test_\w+\.py)(?:::(\w+))?", reference):
         path = tests / found[1]
         return has_function([path], found[2]) if found[2] else path.is_file()
     if found := re.fullmatch(r"(\w+) (\w+)\.(\w+)", reference):
@@ -63,7 +65,17 @@ def test_every_bug_has_four_cells_and_says_which_test_there_is():
         assert references(row) or "no test yet" in row[-1], row
 
 
-@pytest.mark.parametrize("reference", sorted({each for row in rows(HISTORY.read_text()) for each in references(row)}))
+def test_every_claim_has_three_cells_and_says_which_test_shows_it():
+    found = rows(SECURITY.read_text())
+    assert len(found) >= 15
+    for row in found:
+        assert len(row) == 3 and references(row), row
+
+
+NAMED = {each for path in (HISTORY, SECURITY) for row in rows(path.read_text()) for each in references(row)}
+
+
+@pytest.mark.parametrize("reference", sorted(NAMED))
 def test_a_test_that_is_named_exists(reference):
     assert exists(reference)
 
