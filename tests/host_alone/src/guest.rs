@@ -549,16 +549,7 @@ impl Drop for Guest {
                 return;
             };
             if header.operation == operation::SHUTDOWN {
-                let answer = Header {
-                    source_cid: header.destination_cid,
-                    destination_cid: header.source_cid,
-                    source_port: header.destination_port,
-                    destination_port: header.source_port,
-                    operation: operation::RESET,
-                    flags: 0,
-                    ..header
-                };
-                let _ = self.send(&answer, &[]);
+                let _ = self.send(&header.answer(operation::RESET), &[]);
             }
         }
     }

@@ -89,6 +89,20 @@ impl Header {
             fwd_cnt: word(40),
         }
     }
+
+    /// The header of a packet without payload, back to who sent this one.
+    pub fn answer(&self, operation: u16) -> Self {
+        Self {
+            source_cid: self.destination_cid,
+            destination_cid: self.source_cid,
+            source_port: self.destination_port,
+            destination_port: self.source_port,
+            len: 0,
+            operation,
+            flags: 0,
+            ..*self
+        }
+    }
 }
 
 /// A packet that the host has sent.

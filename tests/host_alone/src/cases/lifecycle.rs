@@ -15,7 +15,7 @@ use rvsock_selftests::{cases, ensure_eq};
 
 use crate::device::{skip, Device};
 use crate::guest::{prepare, Guest, Options, CID, PORT};
-use crate::header::{operation, Header};
+use crate::header::operation;
 
 cases!("lifecycle":
     a_module_with_an_open_device_stays,
@@ -397,15 +397,7 @@ fn a_guest_that_changes_its_cid_under_traffic_leaves_nothing(setup: &Setup) -> a
                         continue;
                     }
                     // From the CID that was asked for: the host takes that only if it is the guest's yet.
-                    let answer = Header {
-                        source_cid: header.destination_cid,
-                        destination_cid: header.source_cid,
-                        source_port: header.destination_port,
-                        destination_port: header.source_port,
-                        operation: operation::RESET,
-                        ..header
-                    };
-                    guest.send(&answer, &[])?;
+                    guest.send(&header.answer(operation::RESET), &[])?;
                 }
             }
             Ok(())
