@@ -25,11 +25,12 @@ const HELD_MAX: u32 = 96;
 const HELD_MIN: u32 = 4;
 /// How long the device is not told of a packet, at most.
 const HOLD: Delta = Delta::from_millis(2);
-/// What a large packet of another connection than the one before counts, and the sum from which on many
-/// send at once. One of the same connection takes one off.
-const CHANGE: u32 = 4;
+/// What a packet of another connection than the one before counts, and the sum from which on many send
+/// at once. So many bytes take one off.
+const CHANGE: u32 = 8;
 const MANY: u32 = 8;
-const MANY_MAX: u32 = 16;
+const MANY_MAX: u32 = 32;
+const CHANGE_BYTES: u32 = 64 * 1024;
 /// Large packets that are worth a kick although many send: the device is not to be idle meanwhile.
 const LARGE_HELD_MAX: u32 = 10;
 
@@ -50,10 +51,11 @@ pub(crate) struct Kicks {
     /// Packets in the ring that the device was not told of: small ones, and large ones.
     held: u32,
     large_held: u32,
-    /// Ports of the last large packet.
+    /// Ports of the last packet.
     last: (u32, u32),
-    /// How much large packets change between connections.
+    /// How much packets change between connections, and bytes that were not taken off for.
     changes: u32,
+    bytes: u32,
     alarm: Alarm<Tell>,
     is_set: bool,
 }
@@ -76,6 +78,7 @@ impl Kicks {
             large_held: 0,
             last: (0, 0),
             changes: 0,
+            bytes: 0,
             alarm: Alarm::new(Tell)?,
             is_set: false,
         })
@@ -83,8 +86,14 @@ impl Kicks {
 
     /// A packet is sent. If the device is to be told later, there will be an alarm.
     pub(crate) fn add(&mut self, packet: &Packet<Guest>) -> When {
+        self.watch(packet);
         if packet.unsent() >= LARGE {
-            return self.add_large(packet);
+            self.large_held = self.large_held.saturating_add(1);
+            return if self.large_held >= LARGE_HELD_MAX || packet.is_awaited() {
+                When::Now
+            } else {
+                self.soon_if_many(When::Now)
+            };
         }
         if packet.is_urgent() {
             return When::Now;
@@ -97,25 +106,35 @@ impl Kicks {
         if self.held >= HELD_MAX {
             return When::Now;
         }
-        if !core::mem::replace(&mut self.is_set, true) {
+        let when = self.soon_if_many(When::Later);
+        if when == When::Later && !core::mem::replace(&mut self.is_set, true) {
             self.alarm.set(HOLD);
         }
-        When::Later
+        when
     }
 
-    fn add_large(&mut self, packet: &Packet<Guest>) -> When {
+    /// Finds out whether many send payload.
+    fn watch(&mut self, packet: &Packet<Guest>) {
+        if packet.unsent() == 0 {
+            return;
+        }
         let header = &packet.header;
         let ports = (header.source.port, header.destination.port);
-        self.changes = if core::mem::replace(&mut self.last, ports) == ports {
-            self.changes.saturating_sub(1)
-        } else {
-            self.changes.saturating_add(CHANGE).min(MANY_MAX)
-        };
-        self.large_held = self.large_held.saturating_add(1);
-        if self.changes >= MANY && self.large_held < LARGE_HELD_MAX && !packet.is_awaited() {
+        if core::mem::replace(&mut self.last, ports) != ports {
+            self.changes = self.changes.saturating_add(CHANGE).min(MANY_MAX);
+        }
+        self.bytes = self.bytes.saturating_add(packet.unsent());
+        if self.bytes >= CHANGE_BYTES {
+            self.bytes = 0;
+            self.changes = self.changes.saturating_sub(1);
+        }
+    }
+
+    fn soon_if_many(&self, otherwise: When) -> When {
+        if self.changes >= MANY {
             When::Soon
         } else {
-            When::Now
+            otherwise
         }
     }
 
