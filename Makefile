@@ -69,6 +69,11 @@ bench: modules ## speed beside C: PAIRS=, CELLS=, ROUNDS=, LANE=, QUICK=1; OUT= 
 bench-nfs: modules ## NFS over vsock beside NFS over TCP, proxies, virtiofs and 9p: ROUNDS=, NCONNECT=
 	@$(env) enter -- python3 tools/nfs_bench $(if $(ROUNDS),--rounds '$(ROUNDS)') $(if $(NCONNECT),--nconnect '$(NCONNECT)')
 
+.PHONY: soak
+soak: modules ## hours of mixed load, restarts and faults: HOURS= (1) or MINUTES=, SEED=, IMPLEMENTATION=c; Ctrl-C ends it with its report
+	@$(env) enter -- python3 tools/soak $(if $(HOURS),--hours '$(HOURS)') $(if $(MINUTES),--minutes '$(MINUTES)') \
+		$(if $(SEED),--seed '$(SEED)') $(if $(IMPLEMENTATION),--implementation '$(IMPLEMENTATION)')
+
 .PHONY: fuzz
 fuzz: ## fuzz the protocol crate: TARGET=, SECONDS= for each target (60)
 	@$(env) enter -- python3 tools/fuzz $(if $(TARGET),--target '$(TARGET)') $(if $(SECONDS),--seconds '$(SECONDS)')
