@@ -7,7 +7,7 @@ import typing
 import pytest
 from rig.console import Console
 from rig.errors import EmulationTrap, MachineError, MachineHung, MachinePanic
-from rig.host import BOOTS, Host
+from rig.host import BOOTS, Host, cannot_fetch
 
 pytestmark = pytest.mark.unit
 
@@ -69,3 +69,31 @@ def test_one_that_never_comes_up_is_given_up(booting):
     with pytest.raises(MachineHung):
         booting._boot_guest(3)
     assert len(booting.boots) == 1
+
+
+def sample(place: str, fault: str) -> str:
+    """A part of what QEMU says of a CPU."""
+    return (
+        f"RAX=000000010105b000 RBX=ff11000005b8b300 RCX=0000000000000001 RDX=0000000000000000\n"
+        f"RIP={place} RFL=00010246 [---Z-P-] CPL=0 II=0 A20=1 SMM=0 HLT=0\n"
+        f"CS =0010 0000000000000000 ffffffff 00a09b00 DPL=0 CS64 [-RA]\n"
+        f"CR0=80050033 CR2={fault} CR3=0000000112cbd000 CR4=00751ef0\n"
+    )
+
+
+HERE, THERE = "ffffffffc04f057c", "ffffffffc04f0580"
+
+
+@pytest.mark.parametrize(
+    ("samples", "expected"),
+    [
+        ([(HERE, HERE)] * 3, True),
+        # One may be by chance.
+        ([(HERE, HERE)], False),
+        ([(HERE, HERE), (THERE, THERE)], False),
+        ([(HERE, THERE)] * 3, False),
+        ([], False),
+    ],
+)
+def test_a_fetch_that_faults_for_ever_is_the_emulations(samples, expected):
+    assert cannot_fetch("did not come up\n" + "".join(sample(*each) for each in samples)) == expected

@@ -27,6 +27,10 @@ BOOT_TIMEOUT = 180.0
 # How often a guest is started that does not come up.
 BOOTS = 3
 
+# What registers show of a CPU that does not get to fetch an instruction, and is not told why: the address that it
+# faults at is where it is.
+FETCH_FAULT = re.compile(r"^RIP=([0-9a-f]{16}) .*?^CR0=\S+ CR2=([0-9a-f]{16}) ", re.MULTILINE | re.DOTALL)
+
 # What a kernel prints begins with the time.
 KERNEL_LINE = re.compile(r"^\[ *\d+\.\d+\] ", re.MULTILINE)
 
@@ -77,11 +81,17 @@ def cpu_time(session: int) -> float:
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
+def cannot_fetch(autopsy: str) -> bool:
+    """Whether all samples of the registers show the same fault for ever, with interrupts pending: no kernel does that."""
+    found = FETCH_FAULT.findall(autopsy)
+    return len(set(found)) == 1 and len(found) > 1 and found[0][0] == found[0][1]
+
+
 def is_fault_of_emulation(guest: Guest, error: BaseException) -> bool:
     """Whether it is the emulation for which a guest did not come up: one that hangs when its kernel
-    has begun to speak may do so for a fault of ours."""
+    has begun to speak may do so for a fault of ours, unless it cannot fetch an instruction."""
     if isinstance(error, MachineHung):
-        return not KERNEL_LINE.search(guest.console.text())
+        return cannot_fetch(str(error)) or not KERNEL_LINE.search(guest.console.text())
     return isinstance(error, EmulationTrap)
 
 
