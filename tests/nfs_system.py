@@ -34,7 +34,14 @@ for unit in *.target.wants/* rpcbind.socket rpc-statd.service rpc-statd-notify.s
 done
 echo '[Unit]' > /etc/systemd/system/rig.target
 mkdir -p /etc/systemd/system/service.d
-printf '[Service]\\nStandardOutput=append:{CONSOLE}\\nStandardError=append:{CONSOLE}\\n' > /etc/systemd/system/service.d/rig.conf
+# Tests start services more often than people do.
+cat > /etc/systemd/system/service.d/rig.conf <<END
+[Unit]
+StartLimitIntervalSec=0
+[Service]
+StandardOutput=append:{CONSOLE}
+StandardError=append:{CONSOLE}
+END
 """
 
 # The first process of a PID namespace, which takes itself for that of a container.
