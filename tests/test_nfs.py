@@ -3,6 +3,7 @@
 
 import contextlib
 import re
+import statistics
 import time
 
 import pytest
@@ -18,7 +19,7 @@ CIDS = (3, 4)
 
 # A failure that is said at once. A mount that is refused by closing the connection takes 20 s.
 AT_ONCE = 1.0
-# Tries to be refused: other machines on the same CPUs may hold up one of them.
+# Tries to be refused, of which the one in the middle counts: other machines on the same CPUs may hold up one of them.
 REFUSALS = 3
 
 
@@ -183,7 +184,7 @@ def test_a_guest_that_is_not_allowed_is_told_at_once(ready, guest, host):
         result = guest.machine.run(command, check=False)
         times.append(time.monotonic() - started)
         assert result.status != 0
-    assert min(times) < AT_ONCE * runs.patience()
+    assert statistics.median(times) < AT_ONCE * runs.patience()
     assert f"CID {CIDS[0]} calls, and is not allowed to" in host.kernel_log()
 
 

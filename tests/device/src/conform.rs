@@ -372,9 +372,11 @@ fn a_device_that_sleeps_is_told_of_every_packet(bench: &mut Bench) -> anyhow::Re
         bench.answer()?;
     }
     sleeps.sort();
-    // Some it slept through because it looked late itself, or the machine had no time for it; without a word it
-    // sleeps through all of them.
-    ensure!(sleeps[ROUNDS / 2] < soon, "the device slept for {sleeps:?}");
+    // Some it slept through because it looked late itself, or the machine had no time for it.
+    ensure!(
+        sleeps[ROUNDS * 4 / 5] < soon,
+        "the device slept for {sleeps:?}"
+    );
     Ok(())
 }
 
@@ -640,7 +642,7 @@ const POSTED_LARGE: usize = 2 * 1024 * 1024;
 
 fn expect_posted(bench: &mut Bench, budget: usize, when: &str) -> anyhow::Result<()> {
     // Headers are beside the runs, a buffer is a whole one, and there may be a large one among small ones.
-    let slack = 96 * 1024;
+    let slack = 64 * 1024;
     let found = posted(bench)?;
     ensure!(
         (budget - slack..=budget + slack).contains(&found),
