@@ -1,12 +1,21 @@
 # SPDX-License-Identifier: GPL-2.0
 """A Kerberos realm for the tests of NFS: its key distribution centre and its server are the host VM."""
 
+import time
+from collections.abc import Callable
+
+import pytest
+from rig import Host, Result
+
 REALM = "RVSOCK.TEST"
 DOMAIN = "rvsock.test"
 # What the address that stands for the server is called, and so the server's principal.
 NAME = f"host.{DOMAIN}"
 SERVER = f"nfs/{NAME}"
 SERVER_KEYS = "/etc/krb5.keytab"
+
+# A refusal takes this long at most, emulated.
+SECONDS = 30.0
 
 # Users that Debian has.
 OWNER, OTHER, WITHOUT = "daemon", "games", "lp"
@@ -58,3 +67,18 @@ def run_as(user: str, script: str) -> str:
     """A command that runs a script as a user."""
     # The shell of a guest has one of its own that can do less.
     return f"/usr/bin/setpriv --reuid {user} --regid $(id -g {user}) --clear-groups sh -euc '{script}'"
+
+
+def require_kerberos(host: Host) -> None:
+    """Skips what a kernel without it cannot do."""
+    if host.run(["modprobe", "-n", "rpcsec_gss_krb5"], check=False).status:
+        pytest.skip("this kernel has no rpcsec_gss_krb5")
+
+
+def refusal(mount: Callable[..., Result], options: str) -> str:
+    """Asserts that a mount is refused, in time; what is said."""
+    started = time.monotonic()
+    result = mount(options, check=False)
+    assert result.status == 32, result
+    assert time.monotonic() - started < SECONDS
+    return result.stderr
