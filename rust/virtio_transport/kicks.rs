@@ -7,8 +7,8 @@
 //! deliver. Nothing is put off for who waits for an answer. Who sends one small packet after the
 //! other is not answered, though, and there are more packets in a while.
 //!
-//! Where many connections send large packets, those who are about to send do so first: the device is
-//! told by work, which gets the CPU when they have had theirs.
+//! Where many connections send, those who are about to send do so first: the device is told by work,
+//! which gets the CPU when they have had theirs.
 
 use crate::{device::DEVICE, link::Guest};
 use kernel::{prelude::*, time::Delta};
