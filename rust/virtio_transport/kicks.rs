@@ -13,6 +13,7 @@
 use crate::{device::DEVICE, link::Guest};
 use kernel::{prelude::*, time::Delta};
 use rvsock_bindings::{Alarm, Alarmed};
+use vsock_proto::Turns;
 use vsock_transport::Packet;
 
 /// Bytes of payload that are worth a kick.
@@ -25,12 +26,6 @@ const HELD_MAX: u32 = 96;
 const HELD_MIN: u32 = 4;
 /// How long the device is not told of a packet, at most.
 const HOLD: Delta = Delta::from_millis(2);
-/// What a packet of another connection than the one before counts, and the sum from which on many send
-/// at once. So many bytes take one off.
-const CHANGE: u32 = 8;
-const MANY: u32 = 8;
-const MANY_MAX: u32 = 32;
-const CHANGE_BYTES: u32 = 64 * 1024;
 /// Large packets that are worth a kick although many send: the device is not to be idle meanwhile.
 const LARGE_HELD_MAX: u32 = 10;
 
@@ -51,11 +46,7 @@ pub(crate) struct Kicks {
     /// Packets in the ring that the device was not told of: small ones, and large ones.
     held: u32,
     large_held: u32,
-    /// Ports of the last packet.
-    last: (u32, u32),
-    /// How much packets change between connections, and bytes that were not taken off for.
-    changes: u32,
-    bytes: u32,
+    turns: Turns,
     alarm: Alarm<Tell>,
     is_set: bool,
 }
@@ -76,9 +67,7 @@ impl Kicks {
             streak: 0,
             held: 0,
             large_held: 0,
-            last: (0, 0),
-            changes: 0,
-            bytes: 0,
+            turns: Turns::default(),
             alarm: Alarm::new(Tell)?,
             is_set: false,
         })
@@ -120,18 +109,11 @@ impl Kicks {
         }
         let header = &packet.header;
         let ports = (header.source.port, header.destination.port);
-        if core::mem::replace(&mut self.last, ports) != ports {
-            self.changes = self.changes.saturating_add(CHANGE).min(MANY_MAX);
-        }
-        self.bytes = self.bytes.saturating_add(packet.unsent());
-        if self.bytes >= CHANGE_BYTES {
-            self.bytes = 0;
-            self.changes = self.changes.saturating_sub(1);
-        }
+        self.turns.add(ports, packet.unsent());
     }
 
     fn soon_if_many(&self, otherwise: When) -> When {
-        if self.changes >= MANY {
+        if self.turns.are_many() {
             When::Soon
         } else {
             otherwise

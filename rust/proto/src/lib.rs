@@ -41,6 +41,7 @@ pub mod mapping;
 pub mod message;
 pub mod record;
 pub mod reply;
+pub mod turns;
 
 pub use address::{AddressError, UniversalAddress};
 pub use cid_list::{cid_entries, CidEntry, CidListError};
@@ -51,3 +52,4 @@ pub use header::{Address, Header, HeaderError, Kind, Operation, HEADER_LEN, MAX_
 pub use message::max_boundaries;
 pub use record::{Marker, Progress, RecordError, RecordReader, Want, MARKER_LEN};
 pub use reply::{answers_with_reset, reset_for};
+pub use turns::Turns;
