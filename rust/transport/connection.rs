@@ -91,7 +91,15 @@ impl Incoming {
     fn push(&mut self, data: Data) -> Result<Option<Data>> {
         let len = data.len()?;
         self.credit.handle_payload(len).map_err(|_| EMSGSIZE)?;
+        let left = self.store(data, len).inspect_err(|_| {
+            // A reader comes back, without a pause, for what is counted and not there.
+            self.credit.refuse_payload(len);
+        })?;
         self.end = self.end.saturating_add(u64::from(len));
+        Ok(left)
+    }
+
+    fn store(&mut self, data: Data, len: u32) -> Result<Option<Data>> {
         if len == 0 {
             return Ok(Some(data));
         }

@@ -225,6 +225,12 @@ impl ReceiveCredit {
         Ok(())
     }
 
+    /// Takes back the `len` bytes that were admitted last: there was no memory to queue them.
+    #[inline]
+    pub fn refuse_payload(&mut self, len: u32) {
+        self.queued = self.queued.saturating_sub(len);
+    }
+
     /// Takes `bytes` out of the queue, because the application has read them or never will
     /// (`virtio_transport_dec_rx_pkt()`).
     ///
@@ -464,6 +470,16 @@ mod tests {
         assert_eq!(credit.handle_payload(u32::MAX), Err(Overrun));
         assert_eq!(credit, before);
         assert_eq!(credit.handle_payload(40), Ok(()));
+    }
+
+    #[test]
+    fn a_payload_that_was_refused_is_neither_queued_nor_consumed() {
+        let mut credit = receiver(100);
+        credit.handle_payload(60).unwrap();
+        let before = credit.clone();
+        credit.handle_payload(40).unwrap();
+        credit.refuse_payload(40);
+        assert_eq!(credit, before);
     }
 
     #[test]

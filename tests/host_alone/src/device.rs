@@ -41,8 +41,12 @@ pub struct Device(File);
 
 impl Device {
     pub fn open() -> anyhow::Result<Self> {
+        Self::try_open().context(PATH)
+    }
+
+    pub fn try_open() -> Result<Self, Errno> {
         let file = OpenOptions::new().read(true).write(true).open(PATH);
-        Ok(Self(file.context(PATH)?))
+        Ok(Self(file?))
     }
 
     /// The same file once more; it is released when both are closed.

@@ -35,6 +35,8 @@ pub struct Options {
     /// everything.
     pub iommu: Option<u64>,
     pub memory: u64,
+    /// Its memory is there from the beginning: the host needs none to write to it.
+    pub is_resident: bool,
 }
 
 /// The CID that guests have who do not care.
@@ -61,6 +63,7 @@ impl Default for Options {
             split: false,
             iommu: None,
             memory: 16 << 20,
+            is_resident: false,
         }
     }
 }
@@ -86,7 +89,12 @@ pub struct Guest {
 impl Guest {
     /// A guest that runs.
     pub fn start(options: &Options) -> anyhow::Result<Self> {
-        let mut guest = Self::prepare(options)?;
+        Self::start_on(Device::open()?, options)
+    }
+
+    /// As [`Guest::start`], on a device that nobody owns.
+    pub fn start_on(device: Device, options: &Options) -> anyhow::Result<Self> {
+        let mut guest = Self::prepare_on(device, options)?;
         guest.post(options.buffers)?;
         guest.device.set_cid(options.cid.into())?;
         guest.device.set_running(1).context("starting a guest")?;
@@ -110,6 +118,9 @@ impl Guest {
     pub fn prepare_on(device: Device, options: &Options) -> anyhow::Result<Self> {
         device.set_owner().context("VHOST_SET_OWNER")?;
         let memory = Memory::new(options.memory)?;
+        if options.is_resident {
+            memory.touch();
+        }
         let offset = options.iommu.unwrap_or(0);
         let [rx, tx] = options.sizes;
         let slots = 64.min(tx);

@@ -2,7 +2,7 @@
 //! Errors by the names that manual pages use.
 
 use std::ffi::{c_char, c_int, CStr};
-use std::fmt;
+use std::{fmt, io};
 
 extern "C" {
     /// Of glibc since 2.32; the libc crate does not have it.
@@ -15,7 +15,13 @@ pub struct Errno(pub c_int);
 
 impl Errno {
     pub fn last() -> Self {
-        Self(std::io::Error::last_os_error().raw_os_error().unwrap_or(0))
+        io::Error::last_os_error().into()
+    }
+}
+
+impl From<io::Error> for Errno {
+    fn from(error: io::Error) -> Self {
+        Self(error.raw_os_error().unwrap_or(0))
     }
 }
 

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{ensure, Context};
 
 use crate::case::Skip;
+use crate::errno::Errno;
 
 const ROOT: &str = "/sys/kernel/debug";
 
@@ -59,9 +60,19 @@ impl Shortage {
 
     /// Does `call`, in which what can fail fails the `nth` time; whether it came to that.
     pub fn nth<T>(&self, nth: u32, call: impl FnOnce() -> T) -> anyhow::Result<(T, bool)> {
-        let path = "/proc/thread-self/fail-nth";
-        let switch = OpenOptions::new().read(true).write(true).open(path);
-        let switch = switch.context(path)?;
+        self.nth_of(Path::new("/proc/thread-self"), nth, call)
+    }
+
+    /// The same, where it is not this thread that fails, but the task with this directory in /proc.
+    pub fn nth_of<T>(
+        &self,
+        task: &Path,
+        nth: u32,
+        call: impl FnOnce() -> T,
+    ) -> anyhow::Result<(T, bool)> {
+        let path = task.join("fail-nth");
+        let switch = OpenOptions::new().read(true).write(true).open(&path);
+        let switch = switch.with_context(|| path.display().to_string())?;
         switch.write_all_at(nth.to_string().as_bytes(), 0)?;
         let result = call();
         let struck = is_off(&switch)?;
@@ -80,12 +91,38 @@ impl Shortage {
         anyhow::bail!("{MOST} failures are not enough")
     }
 
+    /// The same, where there has to be something.
+    pub fn every(&self, call: impl FnMut(u32) -> anyhow::Result<bool>) -> anyhow::Result<()> {
+        ensure!(self.each(call)? > 0, "nothing fails");
+        Ok(())
+    }
+
+    /// Does `call` as [`nth`](Self::nth), and once more if that made it fail: what it returns then, and
+    /// whether it came to a failure.
+    pub fn nth_or_again<T>(
+        &self,
+        nth: u32,
+        call: impl Fn() -> Result<T, Errno>,
+    ) -> anyhow::Result<(T, bool)> {
+        let (result, struck) = self.nth(nth, &call)?;
+        if let Err(error) = &result {
+            ensure_told(*error)?;
+        }
+        Ok((result.or_else(|_| call()).context("once more")?, struck))
+    }
+
     /// Counts only what happens in the function at this place, and in what that calls.
     pub fn within(&self, function: &Function) -> anyhow::Result<()> {
         for kind in ALLOCATIONS.iter().chain([&ACCESSES]) {
             require(kind, function.start, function.end)?;
         }
         Ok(())
+    }
+
+    /// The same, and of that only allocations.
+    pub fn allocations_within(&self, function: &Function) -> anyhow::Result<()> {
+        self.within(function)?;
+        require(ACCESSES, 1, 1)
     }
 
     /// From now on the allocation at `site` fails, in whoever comes there: so often, or always.
@@ -97,6 +134,26 @@ impl Shortage {
             set(kind, "probability", "100")?;
         }
         Ok(())
+    }
+
+    /// From now on all allocations fail in tasks with `make-it-fail`, of those that count.
+    pub fn strike_marked(&self) -> anyhow::Result<()> {
+        for kind in ALLOCATIONS {
+            set(kind, "task-filter", "Y")?;
+            set(kind, "times", &MANY.to_string())?;
+            set(kind, "probability", "100")?;
+        }
+        Ok(())
+    }
+
+    /// How often [`strike_marked`](Self::strike_marked) has come.
+    pub fn strikes(&self) -> anyhow::Result<u32> {
+        let mut strikes = 0;
+        for kind in ALLOCATIONS {
+            let left: u32 = fs::read_to_string(switch(kind, "times"))?.trim().parse()?;
+            strikes += MANY - left;
+        }
+        Ok(strikes)
     }
 
     /// Whether a [`strike`](Self::strike) that was to come so often has come as often.
@@ -123,6 +180,8 @@ impl Drop for Shortage {
 
 /// More failures than any system call has places for.
 const MOST: u32 = 3000;
+/// More than a case waits for.
+const MANY: u32 = 1_000_000;
 
 fn switch(kind: &str, name: &str) -> PathBuf {
     Path::new(ROOT).join(kind).join(name)
@@ -147,6 +206,13 @@ fn is_off(switch: &File) -> anyhow::Result<bool> {
         // This was struck.
         Err(_) => Ok(false),
     }
+}
+
+/// What a call may say that has failed for a failure on demand.
+pub fn ensure_told(error: Errno) -> anyhow::Result<()> {
+    let told = [libc::ENOMEM, libc::ENOBUFS, libc::EFAULT, libc::ENFILE];
+    ensure!(told.contains(&error.0), "the error is {error}");
+    Ok(())
 }
 
 /// A function of the kernel.
@@ -193,6 +259,24 @@ impl Symbols {
         let next = self.0.iter().find(|(address, _)| *address > start);
         let end = next.map_or(start + 1, |(address, _)| *address);
         Ok(Function { start, end })
+    }
+
+    /// The first function with this in its name, which may be mangled.
+    pub fn containing(&self, part: &str) -> Option<Function> {
+        let is_it = |name: &str| name.contains(part) && !name.starts_with("__");
+        let (_, name) = self.0.iter().find(|(_, name)| is_it(name))?;
+        self.function(name).ok()
+    }
+
+    /// All functions, as if they were one.
+    pub fn text(&self) -> anyhow::Result<Function> {
+        match (self.0.first(), self.0.last()) {
+            (Some((start, _)), Some((end, _))) => Ok(Function {
+                start: *start,
+                end: *end,
+            }),
+            _ => anyhow::bail!("there are no functions"),
+        }
     }
 
     fn address(&self, name: &str) -> anyhow::Result<u64> {

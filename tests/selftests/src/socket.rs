@@ -357,6 +357,14 @@ impl Socket {
         self.count(libc::FIONREAD)
     }
 
+    /// Bytes of memory charged for what was sent and nobody has taken (`SK_MEMINFO_WMEM_ALLOC`).
+    pub fn memory_unsent(&self) -> Result<u32, Errno> {
+        const SO_MEMINFO: i32 = 55;
+        const WMEM_ALLOC: usize = 2;
+        let memory: [u32; 9] = self.get(libc::SOL_SOCKET, SO_MEMINFO)?;
+        Ok(memory[WMEM_ALLOC])
+    }
+
     /// Bytes that have not left (`SIOCOUTQ`).
     pub fn unsent(&self) -> Result<usize, Errno> {
         self.count(libc::TIOCOUTQ)

@@ -24,6 +24,7 @@ cases!("credit":
     messages_larger_than_the_guests_window_are_refused,
     a_window_of_4_gib_is_no_leave_to_fill_memory,
     windows_wrap_around,
+    small_packets_that_wait_take_little_memory,
 );
 
 fn the_host_sends_what_the_guest_has_room_for(_: &Setup) -> anyhow::Result<()> {
@@ -215,4 +216,20 @@ fn windows_wrap_around(setup: &Setup) -> anyhow::Result<()> {
     })?;
     drop(socket);
     guest.answer_close(&connection)
+}
+
+fn small_packets_that_wait_take_little_memory(_: &Setup) -> anyhow::Result<()> {
+    const PACKETS: u32 = 16;
+    let mut guest = Guest::with_buffers(1)?;
+    let (socket, _) = guest.connect_pair(Kind::Stream)?;
+    guest.reposts = false;
+    socket.send_all(b"packet")?;
+    guest.expect(operation::READ_WRITE)?;
+    let before = socket.memory_unsent()?;
+    for _ in 0..PACKETS {
+        socket.send_all(b"packet")?;
+    }
+    let each = (socket.memory_unsent()? - before) / PACKETS;
+    ensure!(each <= 1024, "{each} bytes for a packet of 6");
+    Ok(())
 }

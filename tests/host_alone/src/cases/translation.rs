@@ -29,7 +29,7 @@ cases!("translation":
 );
 
 /// Between addresses of the guest and those it tells the device.
-const OFFSET: u64 = 0x7000_0000_0000;
+pub const OFFSET: u64 = 0x7000_0000_0000;
 
 pub fn behind_iommu() -> Options {
     let options = Options::default();
@@ -185,7 +185,7 @@ fn messages_that_make_no_sense_are_refused(_: &Setup) -> anyhow::Result<()> {
     let guest = Guest::start(&behind_iommu())?;
     let error = |bytes: &[u8]| {
         let written = guest.device.write_message(bytes);
-        written.map_err(|error| Errno(error.raw_os_error().unwrap_or(0)))
+        written.map_err(Errno::from)
     };
     let invalid = Err(Errno(libc::EINVAL));
     let fault = Err(Errno(libc::EFAULT));
