@@ -12,8 +12,11 @@ use vhost::{Buffer, Device, Session};
 use vsock_proto::{Header, HEADER_LEN};
 use vsock_transport::Packet;
 
-/// Bytes after which the guest is signalled, so that it works while we do.
+/// Bytes after which the guest is signalled, so that it works while we do. It is not interrupted if it
+/// works already.
 const SIGNAL_BYTES: usize = 64 * 1024;
+/// As many bytes a packet counts for, however small: it makes work, too.
+const SIGNAL_BYTES_MIN: usize = 4 * 1024;
 
 /// Sends what waits, as far as the guest has posted buffers. Runs in the device's worker.
 pub(crate) fn run(device: &Device<GuestDevice>) {
@@ -62,7 +65,7 @@ fn send_all(guest: &Guest, mut session: Session<'_>) {
         let Ok(sent) = send(guest, buffer, packet) else {
             return session.report_error();
         };
-        unsignalled = unsignalled.saturating_add(sent);
+        unsignalled = unsignalled.saturating_add(sent.max(SIGNAL_BYTES_MIN));
         if unsignalled >= SIGNAL_BYTES {
             session.signal();
             unsignalled = 0;
