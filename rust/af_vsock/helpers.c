@@ -40,6 +40,11 @@ void rvsock_helper_sock_set_flag(struct sock *sk, enum sock_flags flag)
 	sock_set_flag(sk, flag);
 }
 
+void rvsock_helper_sock_reset_flag(struct sock *sk, enum sock_flags flag)
+{
+	sock_reset_flag(sk, flag);
+}
+
 bool rvsock_helper_sk_acceptq_is_full(const struct sock *sk)
 {
 	return sk_acceptq_is_full(sk);
@@ -189,12 +194,44 @@ bool rvsock_helper_cancel_close(struct vsock_sock *vsk)
 
 /* --- packets --- */
 
-/* The whole payload in pages, in runs of up to 2^order of them. */
+/* Small payload shares the head; more would round it up to the next power of two. */
+static bool shares_head(unsigned int len)
+{
+	return len <= SKB_WITH_OVERHEAD(PAGE_SIZE);
+}
+
+static struct sk_buff *alloc_in_head(unsigned int len, gfp_t gfp)
+{
+	struct sk_buff *skb = alloc_skb(len, gfp);
+
+	if (skb)
+		skb_put(skb, len);
+	return skb;
+}
+
+/* The payload in the head, which has room for more. */
+struct sk_buff *rvsock_helper_alloc_with_room(unsigned int len, unsigned int room, gfp_t gfp)
+{
+	struct sk_buff *skb = alloc_skb(max(len, room), gfp);
+
+	if (skb)
+		skb_put(skb, len);
+	return skb;
+}
+
+unsigned int rvsock_helper_skb_tailroom(const struct sk_buff *skb)
+{
+	return skb_tailroom(skb);
+}
+
+/* The whole payload in the head, or in pages, in runs of up to 2^order of them. */
 struct sk_buff *rvsock_helper_alloc_payload(unsigned int len, int order, gfp_t gfp)
 {
 	struct sk_buff *skb;
 	int err;
 
+	if (shares_head(len))
+		return alloc_in_head(len, gfp);
 	skb = alloc_skb_with_frags(0, len, order, &err, gfp);
 	if (!skb)
 		return NULL;
@@ -210,13 +247,8 @@ struct sk_buff *rvsock_helper_alloc_contiguous(unsigned int len, gfp_t gfp)
 	struct sk_buff *skb;
 	struct page *page;
 
-	/* Small payload shares the head; more would round it up to the next power of two. */
-	if (len <= SKB_WITH_OVERHEAD(PAGE_SIZE)) {
-		skb = alloc_skb(len, gfp);
-		if (skb)
-			skb_put(skb, len);
-		return skb;
-	}
+	if (shares_head(len))
+		return alloc_in_head(len, gfp);
 	page = alloc_pages(order ? gfp | __GFP_COMP | __GFP_NORETRY | __GFP_NOWARN : gfp, order);
 	if (!page)
 		return NULL;

@@ -38,7 +38,7 @@ pub use address::{CID_ANY, CID_HOST, CID_LOCAL};
 pub use busy::{Access, BusySock};
 pub use message::Message;
 pub use net::{Net, OwnedNet};
-pub use skb::{SkBuff, SkbActor, MAX_SKB_FRAGS};
+pub use skb::{Layout, SkBuff, SkbActor, MAX_SKB_FRAGS};
 pub use sock::{Direction, HeldSock, LockedSock, Sock, SockRef, SocketError, SocketState};
 pub use state::{Attached, StateRef};
 pub use table::{find_bound, find_cid, find_connected, for_each_connected, Child};

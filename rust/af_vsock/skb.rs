@@ -10,6 +10,16 @@ use core::ptr::NonNull;
 use kernel::{alloc::AllocError, iov::IovIterDest, page::PAGE_SIZE, prelude::*};
 use rvsock_bindings::{bindings, StableBytes};
 
+/// Where the bytes of a message are copied to.
+pub enum Layout {
+    /// Pages, in as large pieces as are to be had.
+    Pages,
+    /// A single segment; a shorter one if there is no memory for so long a one.
+    Contiguous,
+    /// A single segment with room for so many bytes in all, so that others can be [appended](SkBuff::append).
+    Room(u32),
+}
+
 /// An sk_buff of ours, with nothing but payload.
 ///
 /// # Invariants
@@ -89,21 +99,35 @@ impl SkBuff {
         kernel::error::to_result(status)
     }
 
+    /// Appends a copy of what `from` has, if both are one segment and there is room: whether there was.
+    /// Does not sleep.
+    pub fn append(&mut self, from: &SkBuff) -> bool {
+        let len = from.len();
+        // SAFETY: Both are valid.
+        let room = unsafe { bindings::skb_tailroom(self.as_raw()) };
+        if from.is_nonlinear() || room < len {
+            return false;
+        }
+        self.put_from(from, 0, len).is_ok()
+    }
+
     /// Takes the next `len` bytes of a message to be sent on `sock`, which is charged for them.
     ///
-    /// With `contiguous` the sk_buff has a single segment, and takes less if there is no memory for
-    /// so long a one. Sleeps. `EFAULT` if the message cannot be read; nothing of it is consumed
-    /// then.
+    /// Sleeps. `EFAULT` if the message cannot be read; nothing of it is consumed then.
     pub fn copy_from_message(
         sock: &HeldSock<'_>,
         message: &mut Message<'_, true>,
         len: u32,
-        contiguous: bool,
+        layout: Layout,
     ) -> Result<Self> {
-        let skb = if contiguous {
-            Self::contiguous(len, bindings::GFP_KERNEL)?
-        } else {
-            Self::with_pages(len, bindings::GFP_KERNEL)?
+        let gfp = bindings::GFP_KERNEL;
+        let skb = match layout {
+            Layout::Pages => Self::with_pages(len, gfp)?,
+            Layout::Contiguous => Self::contiguous(len, gfp)?,
+            // SAFETY: Any length may be asked for; the result is new.
+            Layout::Room(room) => unsafe {
+                Self::from_raw(bindings::alloc_with_room(len, room, gfp))?
+            },
         };
         skb.set_owner(sock);
         skb.fill(message)?;

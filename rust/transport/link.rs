@@ -22,6 +22,10 @@ pub trait Link: Sized + Send + Sync + 'static {
     /// (`MSG_SPLICE_PAGES`). It lies in many pieces then.
     const SPLICES: bool = true;
 
+    /// Whether packets wait where [`PacketQueue::merge`](crate::PacketQueue::merge) finds them: small
+    /// ones of a connection that has some waiting get room for those that follow.
+    const MERGES: bool = false;
+
     /// Most bytes of payload in a packet that is not sent by zero copy.
     const PAYLOAD_MAX: u32 = MAX_PAYLOAD;
 

@@ -6,7 +6,10 @@ use crate::{Connection, Engine, Link};
 use af_vsock::{SkBuff, Sock, SockRef, StateRef};
 use kernel::{alloc::AllocError, prelude::*};
 use rvsock_bindings::new_nofail;
-use vsock_proto::Header;
+use vsock_proto::{Header, Kind, Operation};
+
+/// Largest payload that becomes a part of a packet that waits: it is copied under a spinlock.
+pub(crate) const MERGED_MAX: u32 = 1024;
 
 /// A packet to be sent.
 ///
@@ -184,6 +187,41 @@ impl<L: Link> Packet<L> {
         }
     }
 
+    /// Whether the payload may become a part of a larger one: bytes of a stream that nobody waits for
+    /// the end of.
+    fn is_mergeable(&self) -> bool {
+        self.header.operation == Operation::ReadWrite
+            && self.header.kind == Kind::Stream.to_wire()
+            && self.sent == 0
+            && !self.is_awaited
+    }
+
+    /// Takes over the payload of the packet that follows, if that is small and there is room.
+    fn absorb(&mut self, next: &mut Self) -> bool {
+        let len = next.unsent();
+        let same_sender = match (&self.sender, &next.sender) {
+            (Some(this), Some(other)) => this.is(other),
+            _ => false,
+        };
+        if len > MERGED_MAX || !same_sender || !self.is_mergeable() || !next.is_mergeable() {
+            return false;
+        }
+        let (Some(payload), Some(more)) = (&mut self.payload, &next.payload) else {
+            return false;
+        };
+        if !payload.append(more) {
+            return false;
+        }
+        self.header = Header {
+            len: self.header.len.saturating_add(len),
+            ..next.header
+        };
+        let counted = core::mem::take(&mut next.counted);
+        self.counted = self.counted.saturating_add(counted);
+        self.is_urgent |= next.is_urgent;
+        true
+    }
+
     fn is_from(&self, sock: &Sock) -> bool {
         self.sender.as_ref().is_some_and(|sender| sender.is(sock))
     }
@@ -239,6 +277,13 @@ impl<L: Link> PacketQueue<L> {
         self.count(&packet);
         packet.next = self.back.take();
         self.back = Some(packet);
+    }
+
+    /// Appends the payload of `packet` to that of the packet that was queued last; whether it did. Then
+    /// `packet` is to be dropped, outside of spinlocks.
+    pub fn merge(&mut self, packet: &mut Packet<L>) -> bool {
+        // One that has moved to the front is not looked for.
+        self.back.as_mut().is_some_and(|last| last.absorb(packet))
     }
 
     /// Puts a packet back that was taken out last.

@@ -2,9 +2,10 @@
 
 //! Sending: control packets, and data as far as credit goes.
 
-use crate::{receive::overrun, Engine, Link, Packet};
+use crate::{packet::MERGED_MAX, receive::overrun, Engine, Link, Packet};
 use af_vsock::{
-    trace_allocated, HeldSock, Message, Net, SkBuff, SockRef, StateRef, Zerocopy, MAX_SKB_FRAGS,
+    trace_allocated, HeldSock, Layout, Message, Net, SkBuff, SockRef, StateRef, Zerocopy,
+    MAX_SKB_FRAGS,
 };
 use kernel::{page::PAGE_SIZE, prelude::*};
 use vsock_proto::{
@@ -20,6 +21,10 @@ const ZEROCOPY_MAX: u32 = {
         MAX_PAYLOAD
     }
 };
+
+/// Room for small packets in one that may have to wait, which fills a page with what an sk_buff has
+/// beside it.
+const MERGE_ROOM: u32 = 3 * 1024 + 512;
 
 /// Sends a packet without payload. `reply`: it answers a packet that was received.
 pub(crate) fn send_control<L: Link>(
@@ -267,15 +272,36 @@ impl<'a, L: Link> Sending<'a, L> {
             Some(zerocopy) if self.refers => SkBuff::refer_to_message(sock, message, len, zerocopy),
             None if L::SPLICES => match message.splice_front(len) {
                 Some(front) => SkBuff::splice_from_message(sock, message, len, front),
-                None => SkBuff::copy_from_message(sock, message, len, L::CONTIGUOUS),
+                None => self.copy(sock, message, len),
             },
             zerocopy => {
-                let payload = SkBuff::copy_from_message(sock, message, len, L::CONTIGUOUS)?;
+                let payload = self.copy(sock, message, len)?;
                 if let Some(zerocopy) = zerocopy {
                     zerocopy.attach(&payload);
                 }
                 Ok(payload)
             }
+        }
+    }
+
+    fn copy(
+        &self,
+        sock: &HeldSock<'_>,
+        message: &mut Message<'_, true>,
+        len: u32,
+    ) -> Result<SkBuff> {
+        SkBuff::copy_from_message(sock, message, len, self.layout(len))
+    }
+
+    fn layout(&self, len: u32) -> Layout {
+        let may_be_merged =
+            L::MERGES && self.zerocopy.is_none() && self.template.kind == Kind::Stream.to_wire();
+        if may_be_merged && len <= MERGED_MAX && self.connection.unsent_bytes() > 0 {
+            Layout::Room(MERGE_ROOM)
+        } else if L::CONTIGUOUS {
+            Layout::Contiguous
+        } else {
+            Layout::Pages
         }
     }
 

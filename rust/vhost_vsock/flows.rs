@@ -89,9 +89,16 @@ impl Flow {
         }
     }
 
-    fn push(&mut self, packet: KBox<Packet<Host>>) {
-        self.backlog = self.backlog.saturating_add(cost(packet.unsent()));
+    /// Queues a packet, or its payload with the packet before it: then it is left over.
+    fn push(&mut self, mut packet: KBox<Packet<Host>>) -> Option<KBox<Packet<Host>>> {
+        let payload = packet.unsent();
+        if self.packets.merge(&mut packet) {
+            self.backlog = self.backlog.saturating_add(i64::from(payload));
+            return Some(packet);
+        }
+        self.backlog = self.backlog.saturating_add(cost(payload));
         self.packets.push(packet);
+        None
     }
 
     /// The next packet, if there are at most `limit` bytes.
@@ -153,40 +160,44 @@ impl Flows {
         self.replies
     }
 
-    /// Queues a packet; gives it back if it needs a `place` of its own. Does not sleep.
+    /// Queues a packet; gives it back as an error if it needs a `place` of its own. What is left over,
+    /// of one that became a part of a packet that waits, is to be dropped outside of locks. Does not
+    /// sleep.
     pub(crate) fn push(
         &mut self,
         packet: KBox<Packet<Host>>,
         place: Option<Place>,
-    ) -> Result<(), KBox<Packet<Host>>> {
+    ) -> Result<Option<KBox<Packet<Host>>>, KBox<Packet<Host>>> {
         let key = key(&packet.header);
         let is_reply = packet.is_reply();
-        let turn = match self.flows.get_mut(&key) {
+        let (turn, left_over) = match self.flows.get_mut(&key) {
             Some(flow) => {
-                flow.push(packet);
-                flow.turn()
+                let left_over = flow.push(packet);
+                (flow.turn(), left_over)
             }
             None => match self.spare.take().or(place) {
-                Some(place) => self.begin(key, packet, place),
+                Some(place) => (self.begin(key, packet, place), None),
                 None => return Err(packet),
             },
         };
         self.append(turn, key);
         self.replies = self.replies.saturating_add(usize::from(is_reply));
-        Ok(())
+        Ok(left_over)
     }
 
     /// The same where there is no memory for a place. Does not sleep.
-    pub(crate) fn push_anyway(&mut self, packet: KBox<Packet<Host>>) {
-        if let Err(packet) = self.push(packet, None) {
+    pub(crate) fn push_anyway(&mut self, packet: KBox<Packet<Host>>) -> Option<KBox<Packet<Host>>> {
+        self.push(packet, None).unwrap_or_else(|packet| {
             self.replies = self.replies.saturating_add(usize::from(packet.is_reply()));
             self.strays.push(packet);
-        }
+            None
+        })
     }
 
     /// A connection has something to send again.
     fn begin(&mut self, key: Key, packet: KBox<Packet<Host>>, place: Place) -> Turn {
         let mut flow = Flow::new();
+        // Alone, it cannot become a part of another one.
         flow.push(packet);
         let turn = flow.turn();
         self.flows.insert(place.into_node(key, flow));

@@ -112,7 +112,7 @@ impl Guest {
             Operation::Request | Operation::ReadWrite
         );
         let (mut place, mut has_tried) = (None, false);
-        loop {
+        let left_over = loop {
             // A packet that is dropped wakes its sender, so not under the lock.
             let mut flows = self.flows.lock();
             // Asked with the lock held: who closes the device says so, and empties the queue then.
@@ -125,18 +125,20 @@ impl Guest {
                 return Err(host_unreachable());
             }
             if has_tried && place.is_none() {
-                flows.push_anyway(packet);
-                break;
+                break flows.push_anyway(packet);
             }
             match flows.push(packet, place.take()) {
-                Ok(()) => break,
+                Ok(left_over) => break left_over,
                 Err(back) => packet = back,
             }
             drop(flows);
             place = Place::new(GFP_KERNEL).ok();
             has_tried = true;
+        };
+        // Who queued the packet that it became a part of has rung.
+        if left_over.is_none() {
+            self.bell.ring();
         }
-        self.bell.ring();
         Ok(())
     }
 

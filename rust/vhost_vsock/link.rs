@@ -20,6 +20,7 @@ static TRANSPORT: Vtable<Engine<Host>> = Vtable::new(THIS_MODULE.as_ptr());
 
 impl Link for Host {
     const ROUTES: bool = true;
+    const MERGES: bool = true;
 
     fn vtable() -> &'static Vtable<Engine<Self>> {
         &TRANSPORT

@@ -22,8 +22,13 @@ cases!("queue":
     buffers_are_filled,
     the_largest_packet_is_taken,
     indices_go_around,
+    small_writes_that_wait_are_sent_together
+        => "each is a packet",
+    messages_that_wait_stay_apart,
     who_wants_no_interrupts_gets_none,
     buffers_that_come_at_once_are_signalled_together,
+    a_guest_is_signalled_while_many_packets_are_sent
+        => "it is signalled when all are, and idle until then",
     a_guest_is_not_asked_about_buffers_that_nothing_waits_for
         => "it is asked to notify of each buffer",
     a_guest_that_takes_no_replies_is_not_listened_to,
@@ -173,6 +178,51 @@ fn buffers_are_filled(_: &Setup) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Writes that wait for a guest without buffers, and what then comes of them: their bytes, and the length
+/// of each packet.
+fn waiting(kind: Kind, writes: &[&[u8]]) -> anyhow::Result<(Vec<u8>, Vec<u32>)> {
+    let mut guest = Guest::with_buffers(1)?;
+    // The response takes the one there is.
+    guest.reposts = false;
+    let (socket, mut connection) = guest.connect_pair(kind)?;
+    for bytes in writes {
+        socket.send_all(bytes)?;
+    }
+    let total = writes.iter().map(|bytes| bytes.len()).sum();
+    ensure_eq!(socket.unsent()?, total);
+    guest.reposts = true;
+    guest.post(64)?;
+    let (mut bytes, mut packets) = (Vec::new(), Vec::new());
+    while bytes.len() < total {
+        let packet = guest.expect(operation::READ_WRITE)?;
+        connection.handle(&packet)?;
+        packets.push(packet.header.len);
+        bytes.extend(packet.payload);
+    }
+    wait_until("nothing is unsent", || socket.unsent() == Ok(0))?;
+    drop(socket);
+    guest.answer_close(&connection)?;
+    Ok((bytes, packets))
+}
+
+fn small_writes_that_wait_are_sent_together(_: &Setup) -> anyhow::Result<()> {
+    let pattern = Pattern::new(12).bytes(0, 6400);
+    let writes: Vec<&[u8]> = pattern.chunks(64).collect();
+    let (bytes, packets) = waiting(Kind::Stream, &writes)?;
+    ensure!(bytes == pattern, "other bytes");
+    ensure!(packets.len() <= writes.len() / 20, "{packets:?}");
+    Ok(())
+}
+
+fn messages_that_wait_stay_apart(_: &Setup) -> anyhow::Result<()> {
+    let pattern = Pattern::new(13).bytes(0, 640);
+    let writes: Vec<&[u8]> = pattern.chunks(64).collect();
+    let (bytes, packets) = waiting(Kind::Seqpacket, &writes)?;
+    ensure!(bytes == pattern, "other bytes");
+    ensure_eq!(packets, vec![64; writes.len()]);
+    Ok(())
+}
+
 fn the_largest_packet_is_taken(_: &Setup) -> anyhow::Result<()> {
     let pattern = Pattern::new(6);
     for split in [false, true] {
@@ -238,30 +288,39 @@ fn who_wants_no_interrupts_gets_none(_: &Setup) -> anyhow::Result<()> {
     wait_until("an interrupt", || guest.rx.take_calls() > 0)
 }
 
-fn buffers_that_come_at_once_are_signalled_together(_: &Setup) -> anyhow::Result<()> {
+/// Signals for that many small messages that wait for buffers, which come at once.
+fn signals_for(packets: usize) -> anyhow::Result<u64> {
     let mut guest = Guest::with_buffers(1)?;
-    let (socket, mut connection) = guest.connect_pair(Kind::Stream)?;
+    let (socket, mut connection) = guest.connect_pair(Kind::Seqpacket)?;
     guest.reposts = false;
-    for _ in 0..33 {
+    for _ in 0..=packets {
         socket.send_all(b"packet")?;
     }
     ensure_eq!(guest.receive()?.payload, b"packet");
     guest.expect_silence()?;
     guest.rx.take_calls();
-    guest.post(64)?;
-    let mut calls = 0;
+    guest.post(packets)?;
+    let last = guest.rx.next_used.wrapping_add(packets as u16);
+    let mut signals = 0;
     wait_until("the packets arrive", || {
-        calls += guest.rx.take_calls();
-        guest.memory.load::<u16>(guest.rx.used + 2) == guest.rx.next_used.wrapping_add(32)
+        signals += guest.rx.take_calls();
+        guest.memory.load::<u16>(guest.rx.used + 2) == last
     })?;
     std::thread::sleep(Duration::from_millis(50));
-    calls += guest.rx.take_calls();
-    ensure_eq!(calls, 1);
-    let mut got = 0;
-    while got < 32 {
+    signals += guest.rx.take_calls();
+    for _ in 0..packets {
         connection.handle(&guest.receive()?)?;
-        got += 1;
     }
+    Ok(signals)
+}
+
+fn buffers_that_come_at_once_are_signalled_together(_: &Setup) -> anyhow::Result<()> {
+    ensure_eq!(signals_for(12)?, 1);
+    Ok(())
+}
+
+fn a_guest_is_signalled_while_many_packets_are_sent(_: &Setup) -> anyhow::Result<()> {
+    ensure_eq!(signals_for(48)?, 3);
     Ok(())
 }
 
