@@ -107,6 +107,9 @@ pub enum SocketError {
 pub struct Direction(u32);
 
 impl Direction {
+    /// Neither.
+    pub const NONE: Direction = Direction(0);
+
     /// Receiving and sending (`SHUTDOWN_MASK`).
     pub const BOTH: Direction = Direction(bindings::SHUTDOWN_MASK);
 
@@ -398,6 +401,14 @@ impl<'a> HeldSock<'a> {
     pub fn set_done(&mut self) {
         // SAFETY: The lock is held.
         unsafe { bindings::sock_set_flag(self.sk(), bindings::sock_flags_SOCK_DONE) }
+    }
+
+    /// Forgets the end of a connection that `connect()` never returned, before it tries again. The
+    /// core does so for a socket that changes its transport (`vsock_assign_transport()`).
+    pub fn forget_end(&mut self) {
+        // SAFETY: The lock is held.
+        unsafe { bindings::sock_reset_flag(self.sk(), bindings::sock_flags_SOCK_DONE) }
+        self.set_peer_shutdown(Direction::NONE);
     }
 
     /// Whether `SO_ZEROCOPY` is set.

@@ -57,6 +57,7 @@ impl<L: Link> Transport for Engine<L> {
     }
 
     fn connect(mut sock: HeldSock<'_>) -> Result {
+        sock.forget_end();
         send_control::<L>(&mut sock, Operation::Request, ShutdownFlags::NONE, false)
     }
 

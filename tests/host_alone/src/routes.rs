@@ -7,10 +7,11 @@
 use std::thread;
 use std::time::Duration;
 
+use rvsock_selftests::ensure_eq;
 use rvsock_selftests::errno::Errno;
 use rvsock_selftests::socket::{Address, Kind, Socket};
 
-use crate::guest::{Guest, Options};
+use crate::guest::{self, Guest, Options};
 
 #[derive(clap::Args)]
 pub struct Arguments {
@@ -35,7 +36,12 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     })?;
     here.listen(8)?;
     thread::spawn(move || answer_here(&here));
-    let guest = Guest::start(&Options::default())?;
+    let mut guest = Guest::start(&Options::default())?;
+    let listening = ask_who_failed_before(&mut guest);
+    println!(
+        "listener\t0\t{}",
+        listening.map_or_else(|error| format!("{error:#}"), |()| "accepts".into())
+    );
     thread::spawn(move || answer_in_guest(guest));
     for cid in &arguments.cids {
         for flags in [0, TO_HOST] {
@@ -48,6 +54,23 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Lets the guest connect to a socket that listens after it could not connect over another transport.
+fn ask_who_failed_before(guest: &mut Guest) -> anyhow::Result<()> {
+    let listener = Socket::new(Kind::Stream)?;
+    let nobody = Address {
+        cid: libc::VMADDR_CID_LOCAL,
+        port: guest::PORT,
+    };
+    ensure_eq!(listener.connect(nobody), Err(Errno(libc::ECONNRESET)));
+    listener.listen(1)?;
+    let mut connection = guest.connect(Kind::Stream, guest::PORT, listener.port()?)?;
+    let socket = listener.accept()?;
+    guest::prepare(&socket)?;
+    guest.converse(&socket, &mut connection)?;
+    drop(socket);
+    guest.answer_close(&connection)
 }
 
 fn answer_here(listener: &Socket) -> Result<(), Errno> {

@@ -1,19 +1,21 @@
 // SPDX-License-Identifier: GPL-2.0
 //! What a guest must not notice: that it ran before, and that others change their CIDs.
 
+use std::mem;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{mpsc, Arc};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{ensure, Context};
 use rvsock_selftests::case::Setup;
-use rvsock_selftests::errno::Errno;
+use rvsock_selftests::errno::{check, Errno};
 use rvsock_selftests::pattern::Pattern;
 use rvsock_selftests::socket::{Address, Kind, Socket};
 use rvsock_selftests::{cases, ensure_eq};
 
 use crate::device::{Device, RX, TX};
-use crate::guest::{Connection, Guest, Options, CID, PORT, SHORT, SOON};
+use crate::guest::{prepare, Connection, Guest, Options, CID, PORT, SHORT, SOON};
 use crate::header::operation;
 use crate::ring::Ring;
 
@@ -29,6 +31,8 @@ cases!("restart":
         => "they hang until something is sent",
     a_guest_that_rang_before_it_ran_is_heard
         => "only the queue for the guest is looked at when it starts",
+    a_connect_that_was_reset_before_it_returned_can_be_repeated
+        => "a socket whose connection is over takes no packets, not even the answer",
     a_guest_is_found_while_others_change_their_cids
         => "a reader of the table follows the guest that moves into another bucket",
 );
@@ -160,6 +164,87 @@ fn a_guest_that_rang_before_it_ran_is_heard(_: &Setup) -> anyhow::Result<()> {
     let answer = guest.receive_within(SOON)?.context("it was not heard")?;
     ensure_eq!(answer.header.operation, operation::RESET);
     Ok(())
+}
+
+/// Keeps everybody but interrupts from a CPU, for as long as it is there.
+struct Occupied {
+    stop: Arc<AtomicBool>,
+    thread: Option<thread::JoinHandle<()>>,
+}
+
+/// The scheduler would take the CPU away after 0.95 s in each second.
+const OCCUPIED_AT_MOST: Duration = Duration::from_millis(800);
+
+impl Occupied {
+    fn new(cpu: usize) -> anyhow::Result<Self> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let is_stopped = stop.clone();
+        let (sender, ready) = mpsc::channel();
+        let thread = thread::spawn(move || {
+            let _ = sender.send(run_on(cpu).and_then(|()| run_before_all_others()));
+            let started = Instant::now();
+            while !is_stopped.load(Ordering::Relaxed) && started.elapsed() < OCCUPIED_AT_MOST {}
+        });
+        ready.recv()??;
+        let thread = Some(thread);
+        Ok(Self { stop, thread })
+    }
+}
+
+impl Drop for Occupied {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.take().map(thread::JoinHandle::join);
+    }
+}
+
+/// Lets the calling thread run on this CPU only.
+fn run_on(cpu: usize) -> Result<(), Errno> {
+    // SAFETY: A set of CPUs is bits.
+    let mut set: libc::cpu_set_t = unsafe { mem::zeroed() };
+    // SAFETY: The set is ours; the macro looks after its bounds.
+    unsafe { libc::CPU_SET(cpu, &mut set) };
+    // SAFETY: The set is of the size that is given.
+    check(unsafe { libc::sched_setaffinity(0, mem::size_of_val(&set), &set) }).map(drop)
+}
+
+fn run_before_all_others() -> Result<(), Errno> {
+    let parameter = libc::sched_param { sched_priority: 1 };
+    // SAFETY: The parameter is valid.
+    check(unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &parameter) }).map(drop)
+}
+
+/// Connects a socket to a guest that answers, and is gone before `connect()` has returned.
+fn connect_to_a_guest_that_goes(socket: Socket) -> anyhow::Result<(Socket, Result<(), Errno>)> {
+    let mut guest = Guest::start(&Options::default())?;
+    let address = guest.address(PORT);
+    let connecting = thread::spawn(move || {
+        let result = run_on(1).and_then(|()| socket.connect(address));
+        (socket, result)
+    });
+    let request = guest.expect(operation::REQUEST)?.header;
+    // It sleeps by now, and does not find out before the CPU is free.
+    thread::sleep(SHORT / 10);
+    run_on(0)?;
+    let occupied = Occupied::new(1)?;
+    guest.send(&request.answer(operation::RESPONSE), &[])?;
+    guest.flush()?;
+    drop(guest);
+    drop(occupied);
+    Ok(connecting.join().unwrap())
+}
+
+fn a_connect_that_was_reset_before_it_returned_can_be_repeated(_: &Setup) -> anyhow::Result<()> {
+    let socket = Socket::new(Kind::Stream)?;
+    prepare(&socket)?;
+    let (socket, result) = connect_to_a_guest_that_goes(socket)?;
+    ensure_eq!(result, Err(Errno(libc::ECONNRESET)));
+    let mut guest = Guest::start(&Options::default())?;
+    let (socket, mut connection) = guest.accept_socket(socket)?;
+    guest.converse(&socket, &mut connection)?;
+    drop(socket);
+    guest.answer_close(&connection)?;
+    guest.exercise()
 }
 
 /// The bucket of a CID in C's table of 256: `hash_32(cid, 8)`.
