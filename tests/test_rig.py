@@ -5,7 +5,7 @@ import time
 
 import pytest
 import rig
-from rig import channel
+from rig import acceleration, channel
 
 pytestmark = pytest.mark.rig
 
@@ -83,6 +83,21 @@ def test_a_guest_that_is_killed_is_noticed_at_once(host, guest):
         sleeping.wait(300)
     assert time.monotonic() - started < AT_ONCE
     guest.run(["true"])
+
+
+def test_a_guest_that_ends_without_a_word_is_the_emulations_fault(host):
+    expected = rig.MachineLost if acceleration.hardware() else rig.TripleFault
+    with pytest.raises(rig.MachineError) as caught, host.guest(cid=8, vsock=None) as guest:
+        sleeping = guest.start(["sleep", "1000"])
+        # QEMU ends of it, as of a triple fault.
+        guest.monitor.execute("system_reset")
+        sleeping.wait(300)
+    assert caught.type is expected
+
+
+def test_a_guest_that_restarts_is_not_the_emulations_fault(host):
+    with pytest.raises(rig.MachineLost), host.guest(cid=8, vsock=None) as guest:
+        guest.shell("echo 1 >/proc/sys/kernel/sysrq; echo b >/proc/sysrq-trigger; sleep 1000", timeout=300)
 
 
 def test_a_guest_that_hangs_is_told_from_a_slow_command(host, monkeypatch):

@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Guests that do not come up: which of them are booted again."""
+"""Machines that do not come up: which of them are booted again."""
 
 import sys
 import typing
 
 import pytest
+from rig import runs
+from rig.autopsy import cannot_fetch
 from rig.console import Console
-from rig.errors import EmulationTrap, MachineError, MachineHung, MachinePanic
-from rig.host import BOOTS, Host, cannot_fetch
+from rig.errors import EmulationTrap, MachineError, MachineHung, MachineLost, MachinePanic
+from rig.host import BOOTS, Host, boot
 
 pytestmark = pytest.mark.unit
 
@@ -20,6 +22,8 @@ class Boot(typing.NamedTuple):
 
     output: bytes
     error: MachineError | None
+    # What is found when it is asked later.
+    trap: EmulationTrap | None = None
 
 
 @pytest.fixture
@@ -40,6 +44,9 @@ def booting(monkeypatch, tmp_path):
         def wait_ready(self):
             if self._boot.error:
                 raise self._boot.error
+
+        def emulation_trap(self):
+            return self._boot.trap
 
         def close(self):
             pass
@@ -69,6 +76,67 @@ def test_one_that_never_comes_up_is_given_up(booting):
     with pytest.raises(MachineHung):
         booting._boot_guest(3)
     assert len(booting.boots) == 1
+
+
+@pytest.fixture
+def hosts(monkeypatch, tmp_path):
+    """Host VMs that come up, or not, as is listed; those that were started, and whether they have ended."""
+    errors, started = [], []
+
+    class Machine:
+        def __init__(self, run, *_options):
+            self.run, self.ended = run, False
+            started.append(self)
+
+        def wait_up(self):
+            if error := errors.pop(0):
+                raise error
+
+        def close(self):
+            self.ended = True
+
+    monkeypatch.setattr(sys.modules[Host.__module__], "Host", Machine)
+    monkeypatch.setattr(runs, "cache", lambda: tmp_path)
+    return errors, started
+
+
+def test_a_host_that_hangs_in_its_boot_is_booted_again(hosts, capsys):
+    errors, started = hosts
+    errors += [MachineHung(), None]
+    machine, run = boot(3072, 2, "max")
+    assert [each.ended for each in started] == [True, False]
+    assert (machine, run) == (started[1], started[1].run)
+    assert "booted again" in capsys.readouterr().err
+    # Whose run nobody uses any more is removed in the end.
+    assert [each.run._lock.closed for each in started] == [True, False]
+    run.close()
+
+
+@pytest.mark.parametrize("error", [MachinePanic(), MachineLost()])
+def test_one_that_ends_in_its_boot_is_not(hosts, error):
+    errors, started = hosts
+    errors += [error, None]
+    with pytest.raises(type(error)):
+        boot(3072, 2, "max")
+    assert [each.ended for each in started] == [True]
+
+
+def test_a_host_that_never_comes_up_is_given_up(hosts):
+    errors, started = hosts
+    errors += [MachineHung()] * (BOOTS + 1)
+    with pytest.raises(MachineHung):
+        boot(3072, 2, "max")
+    assert [each.ended for each in started] == [True] * BOOTS
+
+
+@pytest.mark.parametrize("trap", [EmulationTrap("hangs"), None])
+def test_who_fails_because_a_guest_hangs_is_told(booting, trap):
+    booting.boots = [Boot(KERNEL, None, trap)]
+    error = AssertionError("no answer")
+    with pytest.raises(type(trap or error)) as raised, booting.guest(3):
+        raise error
+    assert error in (raised.value, raised.value.__context__)
+    assert booting.guests == []
 
 
 def sample(place: str, fault: str) -> str:

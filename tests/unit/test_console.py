@@ -36,6 +36,42 @@ MASKED_INTERRUPT = b"""\
 [  219.707360] RSP: 0018:ffa0000000003f88 EFLAGS: 00010246
 """
 
+# As a host with the kernel's own modules alone printed it.
+STACK_END = b"""\
+[  338.843062] Kernel panic - not syncing: corrupted stack end detected inside scheduler
+[  338.843973] CPU: 0 UID: 0 PID: 3131 Comm: qemu-system-x86 Not tainted 7.2.12+deb13-amd64 #1 PREEMPT(lazy)
+[  338.844596] Call Trace:
+[  338.850371]  kvm_lapic_reset+0x173/0x3c0 [kvm]
+[  338.850739]  kvm_vcpu_reset+0x60/0x520 [kvm]
+[  338.851021]  shutdown_interception+0x64/0x90 [kvm_amd]
+[  338.855723] ---[ end Kernel panic - not syncing: corrupted stack end detected inside scheduler ]---
+"""
+
+# As one printed it whose guest went on.
+STACK_END_LATER = b"""\
+[   15.702503] Kernel panic - not syncing: corrupted stack end detected inside scheduler
+[   15.704145] CPU: 0 UID: 0 PID: 267 Comm: qemu-system-x86 Tainted: G           OE       7.2.12+deb13-amd64 #1 PREEMPT(lazy)
+[   15.705882] Call Trace:
+[   15.707611]  __schedule+0x1056/0x1060
+[   15.707841]  __futex_wait+0x91/0x100
+[   15.708091]  __x64_sys_futex+0x126/0x1e0
+[   15.708341]  ? kvm_arch_vcpu_put+0x15f/0x1a0 [kvm]
+[   15.708809]  ? kvm_vcpu_ioctl+0x271/0x9c0 [kvm]
+[   15.717026] Kernel Offset: 0x2800000 from 0xffffffff81000000
+"""
+
+# As a host printed it that had no module but its own, and no guest.
+NO_BREAKPOINT = b"""\
+[  279.295867] Oops: int3: 0000 [#1] SMP NOPTI
+[  279.297037] CPU: 1 UID: 0 PID: 2083 Comm: dd Not tainted 7.2.12+deb13-amd64 #1 PREEMPT(lazy)
+[  279.297771] RIP: 0010:__hrtimer_run_queues+0xf8/0x240
+[  279.299200] Code: c9 31 d2 e8 4a f3 ff ff 48 89 ef 2e 2e 2e 41 ff d4 41 89 c4 eb <30> 4c 89 ff e8 bf cc d0 00 41 83 fc 01 0f
+[  279.299573] RSP: 0018:ffffd0d8000f0f28 EFLAGS: 00000046
+[  279.301303] Call Trace:
+[  279.303385]  hrtimer_interrupt+0xfb/0x1e0
+[  279.319994] Kernel panic - not syncing: Fatal exception in interrupt
+"""
+
 NESTED_TIMER = b"[   57.409050] WARNING: kernel/time/hrtimer.c:2066 at __hrtimer_run_queues+0x4ce/0x7a0, CPU#0: sh/74\n"
 
 
@@ -122,6 +158,48 @@ def test_any_other_double_fault_is_a_panic(watched, here, elsewhere):
     screen.feed(DOUBLE_FAULT.replace(here, elsewhere))
     screen.feed(b"")
     assert isinstance(errors[0], MachinePanic)
+
+
+@pytest.mark.parametrize(
+    "printed, from_, to, kind",
+    [
+        (STACK_END, b"", b"", EmulationTrap),
+        (STACK_END, b"shutdown_interception", b"vhost_worker", MachinePanic),
+        (STACK_END_LATER, b"", b"", EmulationTrap),
+        (STACK_END_LATER, b"kvm_vcpu_ioctl", b"vhost_worker", MachinePanic),
+    ],
+)
+def test_a_stack_of_a_guests_cpu_that_is_full_is_the_emulations_fault(watched, printed, from_, to, kind):
+    screen, errors = watched
+    screen.feed(printed.replace(from_, to))
+    screen.feed(b"")
+    assert isinstance(errors[0], kind)
+
+
+@pytest.mark.parametrize(
+    "from_, to, kind",
+    [
+        (b"", b"", EmulationTrap),
+        # A breakpoint that is there, and any other fault.
+        (b"eb <30>", b"cc <30>", MachinePanic),
+        (b"int3: 0000", b"0000", MachinePanic),
+    ],
+)
+def test_a_breakpoint_that_is_not_there_is_the_emulations_fault(watched, from_, to, kind):
+    screen, errors = watched
+    screen.feed(NO_BREAKPOINT.replace(from_, to))
+    screen.feed(b"")
+    assert isinstance(errors[0], kind)
+
+
+@pytest.mark.parametrize(
+    "last, orderly",
+    [(b"reboot: Power down", True), (b"sysrq: Resetting", True), (b"systemd[1]: Mounted tmp.mount", False)],
+)
+def test_a_kernel_that_ends_its_machine_says_so(watched, last, orderly):
+    screen, _ = watched
+    screen.feed(b"[   25.1] " + last + b"\r\n")
+    assert screen.orderly_end == orderly
 
 
 def test_an_interrupt_while_they_are_off_is_the_emulations_fault(watched):

@@ -22,6 +22,7 @@ from .errors import (
     MachinePanic,
     NotBuilt,
     RigError,
+    TripleFault,
 )
 from .guest import SYSTEM_ROOT, VSOCK, Guest
 from .host import Host, host
@@ -46,6 +47,7 @@ __all__ = [
     "NotBuilt",
     "Result",
     "RigError",
+    "TripleFault",
     "UserMode",
     "host",
     "user_mode",

@@ -50,6 +50,29 @@ NESTED_TIMER_TEXT = (
     "the emulation of nested virtualization, not of the guest: it also strikes guests with the C driver alone"
 )
 
+# The stack of the thread that runs a guest's CPU is overwritten down to its end.
+STACK_END = re.compile(
+    rb"Kernel panic - not syncing: corrupted stack end(?:(?!---\[ end)[\s\S])*(?:shutdown_interception|kvm_vcpu_ioctl)\+0x"
+)
+STACK_END_TEXT = (
+    "the host's kernel met page faults in its page fault handler, down to the end of the stack, where it came back "
+    "from a guest and had that guest's GS. This is a fault of the emulation of nested virtualization: it also "
+    "strikes where all modules are the kernel's"
+)
+
+# A breakpoint of the kernel's, which patches its text (static keys), is met where its text has none. Linux takes
+# it away first, and then waits until each CPU has been interrupted, so that none can meet it later.
+NO_BREAKPOINT = re.compile(
+    rb"Oops: int3: 0000 (?:(?!Call Trace|---\[ end)[\s\S])*Code: (?:[0-9a-f]{2} )*(?!cc)[0-9a-f]{2} <[0-9a-f]{2}>"
+)
+NO_BREAKPOINT_TEXT = (
+    "a CPU met a breakpoint of the kernel's own where its text has none any more. This is a fault of the emulation, "
+    "which goes on with an instruction that was replaced: it also strikes where all modules are the kernel's"
+)
+
+# What a kernel says that ends its machine on purpose.
+ORDERLY_END = re.compile(rb"reboot: |sysrq: Resetting")
+
 TAIL_LINES = 40
 # A panic's stack trace follows its headline; this long it is waited for.
 PANIC_GRACE = 3.0
@@ -82,28 +105,40 @@ class Console:
             self.panic_timer.daemon = True
             self.panic_timer.start()
         if TRAP.search(self._data, start):
-            self._on_error(EmulationTrap(f"{self.name}: {TRAP_TEXT}\n{self.tail()}"))
+            self._on_error(self._trap(TRAP_TEXT))
         if NESTED_TIMER.search(self._data, start) and runs.configured("CONFIG_PROVE_LOCKING"):
-            self._on_error(EmulationTrap(f"{self.name}: {NESTED_TIMER_TEXT}\n{self.tail()}"))
+            self._on_error(self._trap(NESTED_TIMER_TEXT))
 
     def _ended(self) -> None:
         if self.panic_timer:
             self.panic_timer.cancel()
         found = PANIC.search(self._data)
         if DOUBLE_FAULT.search(self._data):
-            self._on_error(EmulationTrap(f"{self.name}: {DOUBLE_FAULT_TEXT}\n{self.tail()}"))
+            self._on_error(self._trap(DOUBLE_FAULT_TEXT))
+        elif STACK_END.search(self._data):
+            self._on_error(self._trap(STACK_END_TEXT))
+        elif NO_BREAKPOINT.search(self._data):
+            self._on_error(self._trap(NO_BREAKPOINT_TEXT))
         elif found:
             headline = found.group().decode(errors="replace")
             self._on_error(MachinePanic(f"{self.name}: {headline}\n{self.tail()}"))
         else:
             self._on_error(MachineLost(f"{self.name}: the virtual machine ended\n{self.tail()}"))
 
+    def _trap(self, text: str) -> EmulationTrap:
+        return EmulationTrap(f"{self.name}: {text}\n{self.tail()}")
+
     def masked_interrupt(self) -> EmulationTrap | None:
         """What a guest hung on, if its last words show that it was the emulation."""
         for found in MASKED_INTERRUPT.finditer(self._data.replace(b"\r", b"")):
             if not int(found[1], 16) & INTERRUPT_FLAG:
-                return EmulationTrap(f"{self.name}: {MASKED_INTERRUPT_TEXT}\n{self.tail()}")
+                return self._trap(MASKED_INTERRUPT_TEXT)
         return None
+
+    @property
+    def orderly_end(self) -> bool:
+        """Whether the kernel said that it ends its machine."""
+        return bool(ORDERLY_END.search(self._data))
 
     @property
     def size(self) -> int:

@@ -27,7 +27,11 @@ class MachineHung(MachineError):
 
 
 class EmulationTrap(MachineError):
-    """KVM inside the emulated host gave up on a guest: a fault of the emulation, not of the guest."""
+    """A guest or its host met a fault of the emulation, not of its own."""
+
+
+class TripleFault(EmulationTrap):
+    """A machine ended without a word: by all that is known a fault of the emulation, but nothing proves it."""
 
 
 class CommandError(RigError):

@@ -6,20 +6,22 @@ control channel, its error output is the guest's console. So a guest needs no ne
 and no files in the host, and ends when the command ends.
 """
 
+import contextlib
 import json
 import queue
 import secrets
 import sys
+import threading
 import time
 import typing
 from collections.abc import Iterable, Mapping
 
-from . import autopsy, initramfs, runs
+from . import acceleration, autopsy, initramfs, runs
 from .channel import Channel, Command, Kind
 from .console import Console
-from .errors import MachineError, MachineLost
+from .errors import EmulationTrap, MachineError, MachineLost, RigError, TripleFault
 from .machine import Machine
-from .monitor import Monitor
+from .monitor import GuestMonitor, Monitor
 
 if typing.TYPE_CHECKING:
     from .host import Host
@@ -29,9 +31,10 @@ if typing.TYPE_CHECKING:
 BOOT_TIMEOUT = 150.0
 BOOT_TIMEOUT_EMULATED = 900.0
 
+# For no5lvl see host.py.
 KERNEL_ARGUMENTS = """
 console=hvc0 loglevel=7 panic=-1 oops=panic printk.devkmsg=on mitigations=off tsc=reliable no_timer_check
-nowatchdog unknown_nmi_panic audit=0 random.trust_cpu=on cryptomgr.notests nokaslr net.ifnames=0
+nowatchdog unknown_nmi_panic audit=0 random.trust_cpu=on cryptomgr.notests nokaslr net.ifnames=0 no5lvl
 """.split()
 
 VSOCK = {"driver": "vhost-vsock-pci"}
@@ -52,6 +55,14 @@ SYSTEM_ROOT = "/system"
 
 # 2 s on a quiet machine.
 MIGRATION_TIMEOUT = 120.0
+
+# From the end of QEMU's output to that of QEMU; it is less than CONSOLE_DELAY of channel.py.
+END_DELAY = 3.0
+TRIPLE_FAULT_TEXT = (
+    "the guest ended for a triple fault: QEMU ended by itself, and the guest's kernel said no word of it. Where "
+    "virtualization is emulated this is taken for a fault of the emulation, which now and then gives a guest the "
+    "registers of the host's kernel; it also strikes where all modules are the kernel's"
+)
 
 
 class CommandStream:
@@ -112,6 +123,7 @@ class Guest(Machine):
         self._monitor: Monitor | None = None
         self._starts = 0
         self._emulated = host.run(["test", "-e", "/dev/kvm"], check=False).status != 0
+        self._nested_emulation = not (self._emulated or acceleration.hardware())
         if self._emulated:
             print("rig: warning: no KVM in the host VM, the guest is emulated twice: slow", file=sys.stderr)
         modules = [*initramfs.MODULES, *modules, *(SYSTEM_MODULES if system else ())]
@@ -162,8 +174,22 @@ class Guest(Machine):
         self.channel = Channel(self.name, self._stream, self._session, self.console.tail, self._autopsy)
 
     def _fail(self, error: MachineError) -> None:
+        if isinstance(error, MachineLost) and self._nested_emulation:
+            # How QEMU ended is told to the thread that this runs in.
+            threading.Thread(target=self._fail_once_ended, args=(error,), daemon=True).start()
+        else:
+            self._fail_at_once(error)
+
+    def _fail_at_once(self, error: MachineError) -> None:
         # What ended the host counts more than that the guest went with it.
         self.channel.fail(self.host.channel.error or error)
+
+    def _fail_once_ended(self, error: MachineError) -> None:
+        with contextlib.suppress(RigError):
+            # A QEMU that ends by itself was asked to by its guest, or met a triple fault.
+            if self._qemu.wait(END_DELAY, check=False).status == 0 and not self.console.orderly_end:
+                error = TripleFault(f"{TRIPLE_FAULT_TEXT}\n{error}")
+        self._fail_at_once(error)
 
     def wait_ready(self) -> None:
         timeout = BOOT_TIMEOUT_EMULATED if self._emulated else BOOT_TIMEOUT
@@ -171,14 +197,29 @@ class Guest(Machine):
 
     def _autopsy(self) -> str:
         found = autopsy.of_guest(self.host, self._monitor, self._monitor_path)
+        if autopsy.cannot_fetch(found):
+            raise EmulationTrap(f"{self.name}: {autopsy.FETCH_FAULT_TEXT}\n{found}{self.console.tail()}")
         if trap := self.console.masked_interrupt():
             raise trap
         return found
 
+    def emulation_trap(self) -> EmulationTrap | None:
+        """What ended the guest, if that was the emulation; asks it.
+
+        To a program elsewhere that waits for the guest, one that hangs looks like a peer that does.
+        """
+        try:
+            self.channel.ping()
+        except EmulationTrap as trap:
+            return trap
+        except MachineError:
+            pass
+        return None
+
     @property
     def monitor(self) -> Monitor:
         if self._monitor is None:
-            self._monitor = Monitor(self.host, self._monitor_path)
+            self._monitor = GuestMonitor(self.host, self._monitor_path)
         return self._monitor
 
     def start_system(self) -> None:
