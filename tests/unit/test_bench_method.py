@@ -2,6 +2,7 @@
 """The benchmark's method: ratios, the order of measurements, what is repeated, what is written."""
 
 import contextlib
+import dataclasses
 import json
 import random
 import xml.etree.ElementTree
@@ -286,6 +287,62 @@ def test_an_interruption_keeps_what_was_measured(monkeypatch, tmp_path):
     assert content["incomplete_because"] == "interrupted"
     assert [row["runs"] for row in content["rows"]] == [2]
     assert "INCOMPLETE: interrupted" in (tmp_path / "bench.md").read_text()
+
+
+class Machines:
+    """Lanes of which so many are ended by the emulation in the middle of their first block."""
+
+    def __init__(self, traps: int):
+        self.started = 0
+        self._traps = traps
+
+    @contextlib.contextmanager
+    def start(self):
+        self.started += 1
+        self._speeds = self._of_life(self.started)
+        yield FakeLane()
+
+    def _of_life(self, number: int):
+        yield from [9.0] * 2
+        if number <= self._traps:
+            yield from [1.0, 5.0]
+            raise rig.EmulationTrap("it hangs")
+        while True:
+            yield from [1.0, 2.0, 2.0, 1.0]
+
+    def answer(self, _path, tests, _timing):
+        return [{"bytes": next(self._speeds) * 1e9, "seconds": 8.0} for _ in tests]
+
+
+@pytest.fixture
+def machines(monkeypatch, request):
+    found = Machines(request.param)
+    monkeypatch.setenv("RVSOCK_RELEASE", "7.2")
+    comparison(monkeypatch, [])
+    monkeypatch.setattr(blocks.load, "run", found.answer)
+    monkeypatch.setattr(session.load, "program", lambda: None)
+    monkeypatch.setattr(lanes, "require_built", lambda pairs: None)
+    return found
+
+
+def measure(machines: Machines, output) -> results.Results:
+    kind = dataclasses.replace(lanes.KINDS[0], start=machines.start)
+    return session.run(session.Wanted(kind, [VARIANT], ["g2h 64B x1"], PLAN, output))
+
+
+@pytest.mark.parametrize("machines", [2], indirect=True)
+def test_a_block_in_which_the_emulation_failed_is_measured_again(machines, tmp_path):
+    (row,) = measure(machines, tmp_path).rows[VARIANT.name]
+    assert machines.started == 3
+    assert (row.ratio, row.high, row.runs) == (2.0, 2.0, 2 * PLAN.rounds)
+    assert json.loads((tmp_path / "bench.json").read_text())["complete"] is True
+
+
+@pytest.mark.parametrize("machines", [session.TRAPS_MAX + 1], indirect=True)
+def test_machines_that_the_emulation_always_ends_are_given_up(machines, tmp_path):
+    with pytest.raises(rig.EmulationTrap):
+        measure(machines, tmp_path)
+    assert machines.started == session.TRAPS_MAX + 1
 
 
 def judged(monkeypatch, speeds, pair=VARIANT) -> results.Row:

@@ -21,6 +21,18 @@ NATIVE_CPU = "this machine's"
 # The kernel gives up on a peer that does not answer after 8 s (VSOCK_CLOSE_TIMEOUT).
 UNUSED_TIMEOUT = 60.0
 
+# A guest finds a device some time after it was plugged in, and before that nobody reaches it.
+# DRIVER_OK is 4 (virtio specification, 2.1), 0x0013 a vsock device.
+WAIT_DRIVEN = """
+is_driven() {
+    for device in /sys/bus/virtio/devices/*; do
+        [ "$(cat $device/device)" = 0x0013 ] && [ $(($(cat $device/status) & 4)) = 4 ] && return
+    done
+    return 1
+}
+until is_driven; do sleep 0.1; done"""
+DRIVEN_TIMEOUT = 60.0
+
 CID_LOCAL = 1
 CID_HOST = 2
 CID_GUEST = 3
@@ -126,6 +138,7 @@ class GuestLane:
             self.host.load("host", self._on_host)
             self.guest.plug_vsock()
         self.guest.load("guest", pair.of("guest"))
+        self.guest.shell(WAIT_DRIVEN, timeout=DRIVEN_TIMEOUT)
 
     def path(self, direction: str) -> load.Path:
         if direction == "g2h":

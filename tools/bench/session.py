@@ -7,10 +7,15 @@ import os
 import pathlib
 from collections import defaultdict
 
+import rig
+
 from . import cells, counts, lanes, load, results, table
 from .blocks import Comparison, Plan
 from .lanes import Lane, Pair
 from .progress import Progress
+
+# So many times the emulation may end the machines; the block that is measured then is measured again.
+TRAPS_MAX = 5
 
 # A case, and what is counted in it.
 CountKey = tuple[str, str]
@@ -50,12 +55,21 @@ class Session:
         self._counts_done = 0
         self.progress = Progress()
 
+    def move_to(self, lane: Lane) -> None:
+        """Goes on in a new lane: the emulation has ended the machines of the one before."""
+        self.lane = lane
+        for comparison in self.comparisons:
+            comparison.lane = lane
+
     def run(self) -> None:
+        """Measures what is missing yet."""
         try:
             for comparison in self.comparisons:
-                self._compare(comparison)
+                if comparison.pending():
+                    self._compare(comparison)
             for comparison in self.comparisons:
-                self._count(comparison)
+                if comparison.variant.name not in self.results.counts:
+                    self._count(comparison)
             self.results.incomplete = None
         except KeyboardInterrupt:
             self.results.incomplete = "interrupted"
@@ -67,8 +81,6 @@ class Session:
             self.results.write(self.wanted.output)
 
     def _compare(self, comparison: Comparison) -> None:
-        if not comparison.cells:
-            return
         name = comparison.variant.name
         self.progress.say(f"{name}: warming up")
 
@@ -130,11 +142,22 @@ def run(wanted: Wanted) -> results.Results:
     """Starts the machines and measures; whatever happens, what was measured is in the files."""
     lanes.require_built(wanted.pairs)
     load.program()
-    with wanted.lane.start() as lane:
-        session = Session(wanted, lane)
-        try:
-            session.run()
-        finally:
-            if session.results.rows or session.results.counts:
-                session.progress.say(f"\n{table.terminal(session.results)}")
+    session: Session | None = None
+    traps = 0
+    try:
+        while session is None or session.results.incomplete is not None:
+            try:
+                with wanted.lane.start() as lane:
+                    if session is None:
+                        session = Session(wanted, lane)
+                    session.move_to(lane)
+                    session.run()
+            except rig.EmulationTrap as trap:
+                traps += 1
+                if traps > TRAPS_MAX:
+                    raise
+                Progress().say(f"{str(trap).splitlines()[0]}: going on with new machines")
+    finally:
+        if session and (session.results.rows or session.results.counts):
+            session.progress.say(f"\n{table.terminal(session.results)}")
     return session.results
