@@ -23,8 +23,13 @@ for directory in etc usr var/lib; do
 done
 """
 
-# What systemd and its services have to say.
+# What systemd and its services have to say: at the console, or to the system's log.
 CONSOLE = "/run/systemd-console"
+TERMINAL = "/run/systemd-terminal"
+LOG = "/dev/log"
+
+# A mount that failed may have nothing to say itself.
+RESULTS = "systemctl show --property=Id,ActiveState,Result '*.mount' '*.automount'"
 
 # Not what this is about, and some of it would find nothing to work with in this machine.
 MASKED = f"""
@@ -33,12 +38,17 @@ for unit in *.target.wants/* rpcbind.socket rpc-statd.service rpc-statd-notify.s
     case $unit in *.target) ;; *) ln -sf /dev/null /etc/systemd/system/${{unit##*/}} ;; esac
 done
 echo '[Unit]' > /etc/systemd/system/rig.target
-mkdir -p /etc/systemd/system/service.d
+mkdir -p /etc/systemd/system/service.d /etc/systemd/system/mount.d
 # Tests start services more often than people do.
 cat > /etc/systemd/system/service.d/rig.conf <<END
 [Unit]
 StartLimitIntervalSec=0
 [Service]
+StandardOutput=append:{CONSOLE}
+StandardError=append:{CONSOLE}
+END
+cat > /etc/systemd/system/mount.d/rig.conf <<END
+[Mount]
 StandardOutput=append:{CONSOLE}
 StandardError=append:{CONSOLE}
 END
@@ -50,7 +60,7 @@ echo "pid $$"
 : > {CONSOLE}
 export container=rig SYSTEMD_LOG_TARGET=console
 exec unshare --fork --kill-child --pid --mount --uts --mount-proc \\
-    sh -euc 'mount --bind {CONSOLE} /dev/console; exec /usr/lib/systemd/systemd --unit=rig.target'
+    sh -euc 'mount --bind {TERMINAL} /dev/console; exec /usr/lib/systemd/systemd --unit=rig.target'
 """
 
 
@@ -59,12 +69,18 @@ class System:
 
     def __init__(self, host):
         self.host = host
+        # What another system left is in the way. For systemd, nothing but a terminal is a console.
+        host.shell(f"rm -f {LOG} {TERMINAL}")
+        self._listeners = [
+            host.start(["socat", "-u", source, f"OPEN:{CONSOLE},creat,append"])
+            for source in (f"UNIX-RECV:{LOG}", f"PTY,rawer,link={TERMINAL}")
+        ]
+        host.shell(f"until [ -e {LOG} -a -e {TERMINAL} ]; do sleep 0.1; done", timeout=PATIENCE)
         self._command = host.start(["sh", "-euc", SYSTEMD])
         self._command.wait_for("\n", PATIENCE)
         outer = self._command.stdout.split()[1]
-        self._pid = host.shell(
-            f"until cat /proc/{outer}/task/{outer}/children | grep .; do sleep 0.1; done", timeout=PATIENCE
-        ).stdout.strip()
+        script = f"until pgrep --parent {outer}; do sleep 0.1; done"
+        self._pid = host.shell(script, timeout=PATIENCE).stdout.strip()
         script = "until [ -e /run/systemd/private ] && systemctl is-active -q rig.target; do sleep 0.2; done"
         self.run(script)
 
@@ -73,14 +89,14 @@ class System:
         # The root of the host VM is not that of its mount namespace.
         into = ["--target", self._pid, "--mount", "--pid", "--uts", "--root", "--wd"]
         command = ["nsenter", *into, "sh", "-euc", script]
-        return self.host.run(command, timeout=PATIENCE, check=check)
+        result = self.host.run(command, timeout=PATIENCE, check=False)
+        if check and result.status:
+            found = self.run(f"systemctl list-jobs; {RESULTS}; tail -n 100 {CONSOLE}", check=False)
+            raise AssertionError(f"{script}: {result.stderr}\nWhat the units say:\n{found.stdout}")
+        return result
 
     def systemctl(self, *arguments: str) -> None:
-        """A failure shows what the units say of it."""
-        result = self.run(shlex.join(["systemctl", *arguments]), check=False)
-        if result.status:
-            found = self.run(f"systemctl list-jobs; tail -n 40 {CONSOLE}", check=False)
-            raise AssertionError(f"systemctl {' '.join(arguments)}: {result.stderr}\n{found.stdout}")
+        self.run(shlex.join(["systemctl", *arguments]))
 
     def listens(self) -> bool:
         return f"vsock {nfs.PORT}\n" in self.run(f"cat {NFSD}/portlist").stdout
@@ -91,6 +107,8 @@ class System:
 
     def close(self) -> None:
         self._command.kill()
+        for listener in self._listeners:
+            listener.kill()
 
 
 @contextlib.contextmanager
@@ -117,7 +135,10 @@ def installed(host, script: str = "") -> Iterator[System]:
     echo hello > {EXPORT}/file
     address=$(nfs-vsock address {CID_LOCAL})
     echo "{EXPORT} $address(rw,no_root_squash,no_subtree_check,fsid=0)" > /etc/exports
-    printf '[general]\\npipefs-directory=/run/rpc_pipefs\\n[nfsd]\\nvers3=n\\nthreads=2\\n' > /etc/nfs.conf
+    # nfs.conf stays, with its manage-gids=y: for 30 seconds after a mountd that had it, the kernel waits for
+    # another to say what groups a user is in (cache_listeners_exist() in net/sunrpc/cache.c).
+    mkdir -p /etc/nfs.conf.d
+    printf '[nfsd]\\nvers3=n\\nthreads=2\\n' > /etc/nfs.conf.d/rig.conf
     """
     host.shell(prepare + script)
     system = System(host)

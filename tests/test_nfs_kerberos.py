@@ -26,7 +26,7 @@ UNITS = ("krb5-kdc", KDC_SOCKET, KDC_RELAY, "rpc-svcgssd", "rpc-gssd", "nfs-serv
 SET_UP = f"""
 echo host > /etc/hostname
 printf '127.0.0.1 localhost\\nfdf5:7c6b:3a10::{CID_LOCAL} {NAME} host\\n' > /etc/hosts
-printf '[gssd]\\nkeytab-file={CLIENT_KEYS}\\n' >> /etc/nfs.conf
+printf '[gssd]\\nkeytab-file={CLIENT_KEYS}\\nverbosity=2\\n[svcgssd]\\nverbosity=2\\n' >> /etc/nfs.conf
 {nfs_realm.SET_UP}
 new_key {CLIENT} {CLIENT_KEYS}
 for user in {OWNER} {OTHER}; do new_key $user {USER_KEYS}; done

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import nfs_realm
 import pytest
 import rig
-from nfs_realm import NAME, OTHER, OWNER, WITHOUT
+from nfs_realm import NAME, OTHER, OWNER, SECONDS, WITHOUT
 from rig import nfs
 from rig.nfs import EXPORT, MOUNT
 
@@ -23,7 +23,7 @@ KEYS = "/etc/krb5.keytab"
 PASSWORD = "secret"
 
 LIBRARIES = "/usr/lib/x86_64-linux-gnu"
-# With the ciphers of the realm, which are loaded when they are asked for.
+# With the ciphers of the realm that are not built in.
 KERBEROS_MODULES = ("rpcsec_gss_krb5", "cts", "krb5enc")
 GUEST_MODULES = (*nfs.GUEST_MODULES, *KERBEROS_MODULES)
 GUEST_PROGRAMS = (
@@ -103,6 +103,17 @@ class Guest:
         finally:
             daemon.kill()
 
+    @contextlib.contextmanager
+    def old_pipe(self) -> Iterator[None]:
+        """The kernel goes by the pipe that is opened first. There are pipes while something is mounted."""
+        pipe = self.machine.shell(f"ls {PIPES}/nfs/clnt*/krb5").stdout.split()[0]
+        holder = self.machine.start(["sh", "-euc", f"exec 3<> {pipe}; echo open; exec sleep 1000"])
+        holder.wait_for("open", SECONDS)
+        try:
+            yield
+        finally:
+            holder.kill()
+
     def refuses(self, options: str = "sec=krb5p") -> str:
         return nfs_realm.refusal(self.client.mount, options)
 
@@ -179,6 +190,18 @@ def test_whoever_has_no_ticket_of_the_owner_is_refused(ready, host):
         assert ready.run_as(OWNER, f"cat {MOUNT}/private").stdout == "private\n"
         for user, file in ((OTHER, "private"), (WITHOUT, "public"), ("root", "private")):
             assert "Permission denied" in ready.run_as(user, f"cat {MOUNT}/{file}", check=False).stderr
+
+
+def test_tickets_are_used_whichever_pipe_gssd_has_opened(guest):
+    guest.forget_tickets()
+    with contextlib.ExitStack() as stack:
+        for port in (nfs.PORT, KDC_PORT):
+            stack.enter_context(guest.relay(port))
+        with guest.gssd():
+            stack.enter_context(guest.client.mounted("sec=krb5p"))
+        with guest.old_pipe(), guest.gssd():
+            guest.get_ticket(OTHER)
+            guest.run_as(OTHER, f"ls {MOUNT}")
 
 
 def test_a_guest_without_a_key_is_refused(ready):

@@ -5,12 +5,12 @@ import collections
 import contextlib
 import dataclasses
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import rig
 from peers import file_system_suites as suites
-from rig import nfs, runs
+from rig import network, nfs, runs
 from rig.nfs import EXPORT, MOUNT
 
 pytestmark = pytest.mark.nfs
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.nfs
 # Minutes are allowed.
 LONG = bool(os.environ.get("LONG"))
 
-CID_LOCAL = 1
+CID_LOCAL, CID_GUEST = 1, 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,10 +30,24 @@ class Way:
     sockets: str
 
 
-WAYS = {
-    "TCP": Way("127.0.0.1:/", "proto=tcp,port=2049,addr=127.0.0.1,clientaddr=127.0.0.1", "--tcp"),
-    "vsock": Way("[fdf5:7c6b:3a10::1]:/", "proto=rdma6,port=2049,addr=fdf5:7c6b:3a10::1,clientaddr=::", "--vsock"),
-}
+def tcp(server: str, client: str) -> Way:
+    return Way(f"{server}:/", f"proto=tcp,port={nfs.PORT},addr={server},clientaddr={client}", "--tcp")
+
+
+def vsock(cid: int) -> Way:
+    address = f"fdf5:7c6b:3a10::{cid}"
+    return Way(f"[{address}]:/", f"proto=rdma6,port={nfs.PORT},addr={address},clientaddr=::", "--vsock")
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """A machine that mounts, and the ways to the server."""
+
+    name: str
+    client: rig.Host | rig.Guest
+    host: rig.Host
+    ways: dict[str, Way]
+
 
 # Half a minute over each way, all of them. `test_random_writes_are_read_back` has fio.
 QUICK = (
@@ -41,59 +55,111 @@ QUICK = (
     suites.pjdfstest(["open::", "truncate::"], least=45),
     suites.stress_ng(suites.STRESS_LOCKS, seconds=1),
 )
-WHOLE = (
-    suites.fsx(operations=2000, seeds=[1, 2]),
-    suites.fio(mib=16),
-    suites.pjdfstest(),
-    suites.stress_ng(suites.STRESS_LOCKS, seconds=10),
-)
+
+
+def whole(machines: Callable, version: str) -> tuple[suites.Suite, ...]:
+    # A guest is emulated within what is emulated.
+    operations = 500 if machines is in_a_guest else 2000
+    return (
+        suites.fsx(operations=operations, seeds=[1, 2], version=version),
+        suites.fio(mib=16),
+        suites.pjdfstest(),
+        suites.stress_ng(suites.STRESS_LOCKS, seconds=10),
+    )
+
 
 # Also what makes more and smaller calls, and several connections.
 OPTIONS = {
-    "plain": "vers=4.2",
-    "small": "vers=4.2,rsize=4096,wsize=4096,noac",
-    "several": "vers=4.1,nconnect=4",
+    "plain": {"vers": "4.2"},
+    "small": {"vers": "4.2", "rsize": "4096", "wsize": "4096", "noac": None},
+    "several": {"vers": "4.1", "nconnect": "4"},
 }
 
 
-@pytest.fixture(scope="module")
-def server(host):
-    """A server that listens on both, and its clients on the same kernel."""
-    host.unload("host")
-    host.load("loopback", "rust")
+# What else is in a guest: programs that are tried, and users that are tried as.
+GUEST_PROGRAMS = (*nfs.GUEST_PROGRAMS, "/etc/group", "/etc/passwd", "fio", "ss", "stress-ng")
+
+
+@contextlib.contextmanager
+def serving(host: rig.Host, cid: int, address: str) -> Iterator[None]:
+    """A server that listens on both, for one machine."""
     nfs.load(host)
     server = nfs.Server(host)
     server.prepare()
     server.start()
-    server.allow(CID_LOCAL)
-    addresses = (server.run("address", str(CID_LOCAL)).stdout.strip(), "127.0.0.1")
+    server.allow(cid)
+    addresses = (server.run("address", str(cid)).stdout.strip(), address)
     lines = "".join(f"{EXPORT} {address}(rw,no_root_squash,no_subtree_check,fsid=0)\n" for address in addresses)
     script = f"echo tcp {nfs.PORT} > {nfs.NFSD}/portlist; cat > /etc/exports; exportfs -ra"
     host.shell(script, input=lines.encode())
-    yield server
-    server.close()
-    nfs.unload(host)
+    try:
+        yield
+    finally:
+        server.close()
+        nfs.unload(host)
+
+
+@contextlib.contextmanager
+def in_one_kernel(host: rig.Host, implementation: str) -> Iterator[Place]:
+    host.unload("host")
+    host.load("loopback", implementation)
+    with serving(host, CID_LOCAL, "127.0.0.1"):
+        ways = {"TCP": tcp("127.0.0.1", "127.0.0.1"), "vsock": vsock(CID_LOCAL)}
+        yield Place(f"one kernel, {implementation}", host, host, ways)
     host.unload("loopback")
 
 
-def connections(host: rig.Host, way: Way) -> list[str]:
+@contextlib.contextmanager
+def in_a_guest(host: rig.Host, implementation: str) -> Iterator[Place]:
+    host.unload("loopback")
+    host.load("host", implementation)
+    network.prepare(host)
+    guest = host.guest(
+        cid=CID_GUEST,
+        memory=1024,
+        programs=GUEST_PROGRAMS,
+        modules=(*nfs.GUEST_MODULES, *network.MODULES),
+        devices=network.DEVICES,
+    )
+    try:
+        with serving(host, CID_GUEST, network.GUEST_ADDRESS), guest as machine:
+            machine.load("guest", implementation)
+            nfs.load(machine)
+            network.join(machine)
+            machine.shell(f"modprobe nfsv4; mkdir -p {MOUNT}")
+            ways = {"TCP": tcp(network.HOST_ADDRESS, network.GUEST_ADDRESS), "vsock": vsock(2)}
+            yield Place(f"guest, {implementation}", machine, host, ways)
+            nfs.unload(machine)
+    finally:
+        network.remove(host)
+
+
+@pytest.fixture(scope="module")
+def place(request, host):
+    machines, implementation = request.param
+    host.run(["modprobe", "vsock_diag"])
+    with machines(host, implementation) as place:
+        yield place
+
+
+def connections(machine: rig.Host | rig.Guest, way: Way) -> list[str]:
     """Those to a server of NFS that are established."""
-    lines = host.run(["ss", "--no-header", "--numeric", way.sockets, "state", "established"]).stdout.splitlines()
+    lines = machine.run(["ss", "--no-header", "--numeric", way.sockets, "state", "established"]).stdout.splitlines()
     return [line for line in lines if line.split()[-1].endswith(f":{nfs.PORT}")]
 
 
 @contextlib.contextmanager
-def mounted(host: rig.Host, name: str, options: str) -> Iterator[str]:
+def mounted(place: Place, name: str, options: str) -> Iterator[str]:
     """An empty directory, mounted one way. Of two mounts at a time one would use the connections of the other."""
-    way = WAYS[name]
-    host.run(["mount", "-i", "-t", "nfs4", "-o", f"{way.options},{options}", way.source, MOUNT])
+    way = place.ways[name]
+    place.client.run(["mount", "-i", "-t", "nfs4", "-o", f"{way.options},{options}", way.source, MOUNT])
     try:
-        used = [each for each, other in WAYS.items() if connections(host, other)]
+        used = [each for each, other in place.ways.items() if connections(place.client, other)]
         assert used == [name]
         yield MOUNT
     finally:
-        host.run(["umount", MOUNT], timeout=suites.TIMEOUT)
-        host.shell(f"rm -rf {EXPORT}/*")
+        place.client.run(["umount", MOUNT], timeout=suites.TIMEOUT)
+        place.host.shell(f"rm -rf {EXPORT}/*")
 
 
 def check(suite: suites.Suite, over: dict[str, suites.Outcomes]) -> None:
@@ -110,22 +176,40 @@ def check(suite: suites.Suite, over: dict[str, suites.Outcomes]) -> None:
     assert list(vsock.values()).count(suites.PASSED) >= suite.least, statuses
 
 
-def compare(host: rig.Host, suite: suites.Suite, options: str) -> None:
+def compare(place: Place, suite: suites.Suite, options: str) -> None:
     over = {}
-    for name in WAYS:
-        with mounted(host, name, options) as directory:
-            over[name] = suite.run(host, directory)
-    check(suite, over)
+    for way in place.ways:
+        listed = (name if value is None else f"{name}={value}" for name, value in OPTIONS[options].items())
+        with mounted(place, way, ",".join(listed)) as directory:
+            over[way] = suite.run(place.client, directory)
+    check(suite._replace(name=f"{suite.name}, {place.name}, {options}"), over)
 
 
+ONE_KERNEL, A_GUEST = (in_one_kernel, "rust"), (in_a_guest, "rust")
+# All options where it takes least; the real distance with what differs most; and C, which is known to be good.
+WHOLE_PLACES = [
+    *((ONE_KERNEL, options) for options in OPTIONS),
+    *((A_GUEST, options) for options in ("plain", "several")),
+    ((in_one_kernel, "c"), "plain"),
+    ((in_a_guest, "c"), "plain"),
+]
+
+
+def whole_cases() -> Iterator:
+    for place, options in WHOLE_PLACES:
+        machines, implementation = place
+        for suite in whole(machines, OPTIONS[options]["vers"]):
+            name = f"{suite.name}-{machines.__name__}-{implementation}-{options}"
+            yield pytest.param(place, options, suite, id=name)
+
+
+@pytest.mark.parametrize("place", [ONE_KERNEL], ids=["one-kernel-rust"], indirect=True)
 @pytest.mark.parametrize("suite", QUICK, ids=lambda suite: suite.name)
-def test_a_suite_finds_the_same_as_over_tcp(server, host, suite):
-    compare(host, suite, OPTIONS["plain"])
+def test_a_suite_finds_the_same_as_over_tcp(place, suite):
+    compare(place, suite, "plain")
 
 
-@pytest.mark.parametrize("options", OPTIONS)
-@pytest.mark.parametrize("suite", WHOLE, ids=lambda suite: suite.name)
-def test_a_whole_suite_finds_the_same_as_over_tcp(server, host, suite, options):
-    if not LONG:
-        pytest.skip("takes minutes: LONG=1")
-    compare(host, suite, OPTIONS[options])
+@pytest.mark.skipif(not LONG, reason="takes minutes: LONG=1")
+@pytest.mark.parametrize("place, options, suite", whole_cases(), indirect=["place"])
+def test_a_whole_suite_finds_the_same_as_over_tcp(place, suite, options):
+    compare(place, suite, options)

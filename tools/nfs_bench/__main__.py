@@ -18,6 +18,8 @@ from rig import nfs  # noqa: E402
 CID = 3
 # As in tools/bench: an emulator copies `rep movsb` byte by byte.
 CPU = "max,-erms,-fsrm"
+# How often the emulation may fail before it is given up.
+TRAPS_MAX = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,23 +67,44 @@ def measure(guest: rig.Guest) -> dict[str, float]:
     return {work.name: jobs[work.name][work.side][work.field] * work.scale for work in WORKS}
 
 
+# By way and work, one of each round.
 Samples = dict[tuple[str, str], list[float]]
 
 
-def rounds(machines: ways.Machines, chosen: list[ways.Way], count: int) -> Samples:
-    """All ways in turn, and again: what drifts meets all."""
+def report(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def one_round(machines: ways.Machines, chosen: list[ways.Way], name: str) -> dict[tuple[str, str], float]:
+    """All ways in turn: what drifts meets all."""
+    found: dict[tuple[str, str], float] = {}
+    for way in chosen:
+        report(f"{name}: {way.name}")
+        with way.mounted(machines):
+            values = measure(machines.guest)
+        report("  " + ", ".join(f"{work} {value:.4g}" for work, value in values.items()))
+        found |= {(way.name, work): value for work, value in values.items()}
+        machines.host.shell(f"rm -rf {nfs.EXPORT}/*")
+    return found
+
+
+def rounds(chosen: list[ways.Way], count: int, connections: int) -> Samples:
+    """As many rounds as asked for; one in which the emulation failed is measured again, with new machines."""
     samples: Samples = {}
-    for number in range(count + 1):
-        for way in chosen:
-            print(f"round {number} of {count}: {way.name}", file=sys.stderr, flush=True)
-            with way.mounted(machines):
-                values = measure(machines.guest)
-            print("  " + ", ".join(f"{work} {value:.4g}" for work, value in values.items()), file=sys.stderr, flush=True)
-            for work, value in values.items():
-                # The first round warms up.
-                if number:
-                    samples.setdefault((way.name, work), []).append(value)
-            machines.host.shell(f"rm -rf {nfs.EXPORT}/*")
+    traps = done = 0
+    while done < count:
+        try:
+            with opened(connections) as machines:
+                one_round(machines, chosen, "warming up")
+                while done < count:
+                    for key, value in one_round(machines, chosen, f"round {done + 1} of {count}").items():
+                        samples.setdefault(key, []).append(value)
+                    done += 1
+        except rig.EmulationTrap as trap:
+            traps += 1
+            if traps > TRAPS_MAX:
+                raise
+            report(f"{str(trap).splitlines()[0]}: going on with new machines")
     return samples
 
 
@@ -134,8 +157,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--way", action="append", choices=names, help="only this one (may be repeated)")
     options = parser.parse_args(arguments)
     chosen = [way for way in ways.WAYS if not options.way or way.name in options.way]
-    with opened(options.nconnect) as machines:
-        print(table(chosen, rounds(machines, chosen, options.rounds)))
+    print(table(chosen, rounds(chosen, options.rounds, options.nconnect)))
     return 0
 
 

@@ -5,12 +5,11 @@ import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator
 
-from rig import nfs
+from rig import network, nfs
 from rig.guest import Guest
 from rig.host import Host
 from rig.machine import Machine
 
-HOST_ADDRESS, GUEST_ADDRESS = "10.9.0.1", "10.9.0.2"
 TCP_PORT = 2049
 # What the proxy in the guest connects to in the host.
 PROXY_PORT = 2050
@@ -20,17 +19,15 @@ VIRTIOFS_SOCKET = "/run/virtiofs.sock"
 # How long its program may take to start.
 START = 60.0
 
-# A network card with the host's kernel as its back end (vhost-net), a 9p device, and one of virtiofs,
-# whose back end is a program.
+# A network card, a 9p device, and one of virtiofs, whose back end is a program.
 DEVICES = (
-    *("-netdev", "tap,id=bench,ifname=bench0,script=no,downscript=no,vhost=on"),
-    *("-device", "virtio-net-pci,netdev=bench,romfile="),
+    *network.DEVICES,
     *("-fsdev", f"local,id=share,path={nfs.EXPORT},security_model=none"),
     *("-device", f"virtio-9p-pci,fsdev=share,mount_tag={TAG}"),
     *("-chardev", f"socket,id=virtiofs,path={VIRTIOFS_SOCKET}"),
     *("-device", f"vhost-user-fs-pci,chardev=virtiofs,tag={VIRTIOFS_TAG}"),
 )
-GUEST_MODULES = (*nfs.GUEST_MODULES, "virtio_net", "9p", "9pnet_virtio", "virtiofs")
+GUEST_MODULES = (*nfs.GUEST_MODULES, *network.MODULES, "9p", "9pnet_virtio", "virtiofs")
 GUEST_PROGRAMS = (*nfs.GUEST_PROGRAMS, "fio", "socat")
 
 
@@ -57,8 +54,8 @@ def prepare_host(host: Host) -> nfs.Server:
     """A server on vsock and TCP, and the host's end of the network and of virtiofs."""
     server = nfs.Server(host)
     server.prepare()
-    host.shell(f"modprobe -a tun vhost_net; ip tuntap add bench0 mode tap; ip address add {HOST_ADDRESS}/24 dev bench0")
-    host.shell("modprobe vsock_diag; ip link set bench0 up")
+    network.prepare(host)
+    host.run(["modprobe", "vsock_diag"])
     # It ends with QEMU's connection.
     virtiofsd = ["/usr/libexec/virtiofsd", "--socket-path", VIRTIOFS_SOCKET, "--shared-dir", nfs.EXPORT]
     host.start(virtiofsd).wait_for("Waiting for", START)
@@ -69,10 +66,10 @@ def export(machines: Machines) -> None:
     """To the guest, whichever way it comes, and to the proxy."""
     access = "(rw,no_root_squash,no_subtree_check,fsid=0,insecure)"
     vsock = machines.server.run("address", str(machines.guest.cid)).stdout.strip()
-    lines = "".join(f"{nfs.EXPORT} {name}{access}\n" for name in (vsock, GUEST_ADDRESS, "127.0.0.1"))
+    lines = "".join(f"{nfs.EXPORT} {name}{access}\n" for name in (vsock, network.GUEST_ADDRESS, "127.0.0.1"))
     machines.host.shell("cat > /etc/exports; exportfs -ra", input=lines.encode())
-    network = f"ip link set eth0 up; ip address add {GUEST_ADDRESS}/24 dev eth0"
-    machines.guest.shell(f"modprobe -a virtio_net 9p 9pnet_virtio; mkdir -p {nfs.MOUNT}; {network}")
+    network.join(machines.guest)
+    machines.guest.shell(f"modprobe -a 9p 9pnet_virtio; mkdir -p {nfs.MOUNT}")
 
 
 def mount(machine: Machine, kind: str, source: str, options: str) -> None:
@@ -128,8 +125,8 @@ def tcp_options(machines: Machines, server: str, client: str) -> str:
 
 @contextlib.contextmanager
 def over_tcp(machines: Machines) -> Iterator[None]:
-    options = tcp_options(machines, HOST_ADDRESS, GUEST_ADDRESS)
-    mount(machines.guest, "nfs4", f"{HOST_ADDRESS}:/", options)
+    options = tcp_options(machines, network.HOST_ADDRESS, network.GUEST_ADDRESS)
+    mount(machines.guest, "nfs4", f"{network.HOST_ADDRESS}:/", options)
     try:
         yield
         check_connections(machines, "--tcp")
