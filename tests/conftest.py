@@ -14,6 +14,7 @@ TESTS = pathlib.Path(__file__).resolve().parent
 sys.path[:0] = [str(TESTS.parent / "tools"), str(TESTS)]
 
 import rig  # noqa: E402
+import scheduling  # noqa: E402
 from repetition import Repetition  # noqa: E402
 from rig import runs  # noqa: E402
 
@@ -97,6 +98,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 SUITES = pytest.StashKey[dict[str, float]]()
+FILES = pytest.StashKey[dict[str, float]]()
 
 
 def shortened(lines: list[str]) -> list[str]:
@@ -118,6 +120,7 @@ class Reporter:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         suite = next((name for name in self._suites if name in report.keywords), "other")
         self._config.stash[SUITES][suite] += report.duration
+        self._config.stash[FILES][report.nodeid.split("::")[0]] += report.duration
         if report.failed:
             lines = shortened(report.longreprtext.splitlines())
             self._show([f"--- {report.nodeid} failed ({report.when})", *lines])
@@ -143,7 +146,19 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(Repetition())
     if not is_worker(config):
         config.pluginmanager.register(Reporter(config))
-    config.stash[SUITES] = collections.defaultdict(float)
+    for key in (SUITES, FILES):
+        config.stash[key] = collections.defaultdict(float)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log):
+    return scheduling.Scheduling(config, log)
+
+
+def is_everything(config: pytest.Config) -> bool:
+    """Whether no tests were left out by who started this."""
+    given = [config.invocation_params.dir / argument for argument in config.args]
+    return not config.option.keyword and not config.option.markexpr and given == [TESTS]
 
 
 def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
@@ -162,5 +177,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     line = f"{count['passed']} passed, {count['failed'] + count['error']} failed"
     if count["skipped"]:
         line += f", {count['skipped']} skipped"
+    if is_everything(config):
+        scheduling.keep(config.stash[FILES])
     print(line, flush=True)
     runs.note(line)
