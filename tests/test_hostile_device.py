@@ -72,57 +72,56 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def machines(host):
     with vhost_user.device(host, CID) as device, host.guest(cid=CID, vhost_user=vhost_user.SOCKET) as guest:
         guest.load("guest", "rust")
-        with vhost_user.obeying(guest):
+        with vhost_user.obeying(device, guest):
             yield device, guest
         # Whatever it went through, the driver can be unloaded.
         guest.unload("guest")
 
 
-def test_the_kernel_and_other_connections_survive(request, machines, seed):
+def run(machines, task: str, seconds: float, again: str = "") -> str:
+    """What the device has to say of a task; of one that fails, also what the guest was doing."""
     device, guest = machines
-    steps = request.config.getoption("steps") or STEPS
-    timeout = (60 + steps * STEP_TIMEOUT) * runs.patience()
     try:
-        print(device.run(f"attack --seed {seed} --steps {steps}", timeout))
+        return device.run(task, seconds * runs.patience())
     except (AssertionError, rig.CommandTimeout) as error:
-        again = f"make test T=the_kernel_and_other_connections SEED={seed} STEPS={steps}"
         state = vhost_user.puppet_state(guest)
-        raise AssertionError(f"{error}\nto repeat it: {again}\n{guest.console.tail()}\n{state}") from None
+        raise AssertionError(f"{error}\n{again}\n{guest.console.tail()}\n{state}") from None
+
+
+def test_the_kernel_and_other_connections_survive(request, machines, seed):
+    steps = request.config.getoption("steps") or STEPS
+    again = f"to repeat it: make test T=the_kernel_and_other_connections SEED={seed} STEPS={steps}"
+    print(run(machines, f"attack --seed {seed} --steps {steps}", 60 + steps * STEP_TIMEOUT, again))
 
 
 def test_lies_about_idle_rings_are_noticed(machines):
     """Nobody has anything to send, so that nothing but the device's interrupt leads to the ring."""
-    device, guest = machines
-    try:
-        print(device.run("attack --seed 1 --steps 12 --only use_an_id_that_is_none", 120 * runs.patience()))
-    except AssertionError as error:
-        raise AssertionError(f"{error}\n{guest.console.tail()}\n{vhost_user.puppet_state(guest)}") from None
+    print(run(machines, "attack --seed 1 --steps 12 --only use_an_id_that_is_none", 120))
 
 
-def events(device: vhost_user.Device, guest: rig.Guest, seed: int, steps: int) -> str:
+def events(machines, seed: int, steps: int) -> str:
     """Steps on the event queue as it is now."""
+    _, guest = machines
     queue = guest.monitor.execute("x-query-virtio-queue-status", path=QUEUES, queue=EVENT_QUEUE)
     names = {"size": "vring-num", "descriptors": "vring-desc", "available": "vring-avail", "used": "vring-used"}
     place = " ".join(f"--{option} {queue[name]}" for option, name in names.items())
-    return device.run(f"events --seed {seed} --steps {steps} {place}", (60 + steps * STEP_TIMEOUT) * runs.patience())
+    return run(machines, f"events --seed {seed} --steps {steps} {place}", 60 + steps * STEP_TIMEOUT)
 
 
 def test_events_that_are_none_cost_the_device_at_most(request, machines):
-    device, guest = machines
     first = request.config.getoption("seed") or 1
     steps = request.config.getoption("steps") or EVENT_STEPS
     for seed in range(first, first + EVENT_LIVES):
-        print(events(device, guest, seed, steps))
+        print(events(machines, seed, steps))
 
 
 @pytest.mark.parametrize("name", SIZES)
 def test_a_connection_holds_four_thirds_of_its_window(machines, name):
     if runs.patience() > 1:
         pytest.skip("this kernel's checks hold memory of their own for each allocation")
-    device, _ = machines
     load = SIZES[name]
     task = f"memory --window {load.window} --sizes {load.sizes} {load.options}"
-    words = device.run(task, 300 * runs.patience()).split()
+    words = run(machines, task, 300).split()
     measured = dict(zip(words[::2], map(int, words[1::2]), strict=True))
     print(measured)
     assert measured["held"] <= load.window * 4 / 3 + CONSTANT

@@ -7,6 +7,7 @@ import concurrent.futures
 import contextlib
 import hashlib
 import random
+import time
 import typing
 
 import pytest
@@ -54,6 +55,24 @@ def kernel_arguments(key: str) -> list[str]:
     ]
 
 
+def wait_until_ready(host, guest):
+    deadline = time.monotonic() + TIMEOUT * runs.patience()
+    # It is the host that is told, but the guest that may be lost meanwhile.
+    while guest.run(["true"]) and host.run(["grep", "-qs", "READY=1", NOTIFIED], check=False).status != 0:
+        assert time.monotonic() < deadline, describe(host, guest)
+        time.sleep(0.5)
+
+
+def describe(host, guest) -> str:
+    """What a system is doing that does not become ready."""
+    commands = (["systemctl", "list-jobs"], ["systemctl", "--failed"], ["journalctl", "-b", "-n", "40", "--no-pager"])
+    parts = [guest.in_system(command, check=False).stdout for command in commands]
+    for machine in (guest, host):
+        parts.append(machine.run(["ss", "--vsock", "--all"], check=False).stdout)
+    told = host.run(["cat", NOTIFIED], check=False).stdout
+    return "\n".join(["the system is not ready; it told:", told, *parts])
+
+
 @pytest.fixture(scope="module")
 def system(host):
     """A guest that runs systemd; both modules are ours."""
@@ -67,8 +86,7 @@ def system(host):
         guest.load("guest", "rust")
         guest.run(["chroot", rig.SYSTEM_ROOT, "ssh-keygen", "-A"])
         guest.start_system()
-        ready = f"until grep -qs READY=1 {NOTIFIED}; do sleep 0.5; done"
-        host.shell(ready, timeout=TIMEOUT * runs.patience())
+        wait_until_ready(host, guest)
         yield System(host, guest)
 
 
