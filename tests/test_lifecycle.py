@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0
 """The guest's device comes and goes under traffic: that ends connections, and nothing else."""
 
+import contextlib
+from collections.abc import Iterator
+
 import pytest
 import rig
 from bench import load
 from ends import RINGS, Ends, assert_reset, assert_works, refused, traffic
-from rig import runs, transports
+from rig import programs, runs, transports
 
 pytestmark = pytest.mark.lifecycle
 
@@ -64,15 +67,41 @@ def test_a_device_that_is_unplugged_may_come_back_as_somebody_else(ends):
     assert_works(ends)
 
 
-def test_a_driver_can_be_unbound_and_bound_again(ends):
-    driver = f"/sys/bus/virtio/drivers/{DRIVERS[ends.implementation]}"
-    names = ends.guest.run(["ls", driver]).stdout.split()
+def refused_messages(ends: Ends) -> str:
+    """What a program in the guest is told that connects to the host for messages, where nobody listens."""
+    program = ends.guest.program(programs.build("rvsock-puppet"))
+    command = [program, "write", "--port", str(load.PORT + 1), "--writers", "1", "--messages", "1"]
+    return ends.guest.run(command, check=False).stderr
+
+
+def test_a_device_that_is_unplugged_may_come_back_with_other_features(ends):
+    ends.guest.unplug_vsock()
+    ends.guest.plug_vsock(seqpacket="off")
+    try:
+        assert_works(ends)
+        assert "ESOCKTNOSUPPORT" in refused_messages(ends)
+    finally:
+        ends.guest.unplug_vsock()
+        ends.guest.plug_vsock()
+    assert_works(ends)
+    assert "ECONNRESET" in refused_messages(ends)
+
+
+@contextlib.contextmanager
+def unbound(guest: rig.Guest, implementation: str) -> Iterator[None]:
+    """The driver lets go of its device, until the end of the block."""
+    driver = f"/sys/bus/virtio/drivers/{DRIVERS[implementation]}"
+    names = guest.run(["ls", driver]).stdout.split()
     name = next(name for name in names if name.startswith("virtio"))
+    guest.shell(f"echo {name} > {driver}/unbind")
+    yield
+    guest.shell(f"echo {name} > {driver}/bind")
+
+
+def test_a_driver_can_be_unbound_and_bound_again(ends):
     for _ in range(3):
-        with traffic(ends) as commands:
-            ends.guest.shell(f"echo {name} > {driver}/unbind")
+        with traffic(ends) as commands, unbound(ends.guest, ends.implementation):
             assert_reset(commands[0])
-        ends.guest.shell(f"echo {name} > {driver}/bind")
     assert_works(ends)
 
 

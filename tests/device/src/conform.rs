@@ -47,6 +47,7 @@ cases!(
     a_listener_answers_with_its_window,
     where_nobody_listens_there_is_a_reset,
     a_listener_with_a_full_backlog_refuses,
+    a_request_that_belongs_to_another_transport_takes_no_place,
     bytes_arrive_as_they_were_sent_in_packets_of_any_size,
     the_guest_sends_what_the_window_has_room_for,
     a_reader_tells_of_room_before_the_sender_is_out_of_it,
@@ -227,6 +228,29 @@ fn a_listener_with_a_full_backlog_refuses(bench: &mut Bench) -> anyhow::Result<(
     let id = bench.id();
     bench.call(&format!("accept {listener} {id}"))?;
     connect(bench).context("after one was accepted")?;
+    Ok(())
+}
+
+/// `VMADDR_CID_LOCAL`: who is there is reached by the loopback transport, if that is loaded.
+const LOCAL: u64 = 1;
+
+fn a_request_that_belongs_to_another_transport_takes_no_place(
+    bench: &mut Bench,
+) -> anyhow::Result<()> {
+    let (_, port) = bench.listener(STREAM, 1)?;
+    for _ in 0..10 {
+        let ours = bench.device.fresh_port();
+        let header = Header {
+            src_cid: LOCAL,
+            ..bench.device.header((ours, port), STREAM, REQUEST)
+        };
+        bench.device.send(header, &[])?;
+        let packet = bench.device.stray("a reset", |p| p.dst_port == ours)?;
+        ensure!(packet.header.op == RST, "{:?}", packet.header);
+    }
+    for _ in 0..2 {
+        bench.device.connect(STREAM, port, WINDOW)?;
+    }
     Ok(())
 }
 
