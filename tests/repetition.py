@@ -32,7 +32,7 @@ class Repetition:
         self._trap = None
         reports = runtestprotocol(item, log=False, nextitem=nextitem)
         for run in range(2, RUNS + 1):
-            if self._trap is None or (isinstance(self._trap, rig.TripleFault) and run > RUNS_UNPROVEN):
+            if self._trap is None or (isinstance(self._trap, rig.UnprovenTrap) and run > RUNS_UNPROVEN):
                 break
             warnings.warn(f"{item.nodeid} is run again with a new guest: {self._trap}", stacklevel=1)
             end_fixtures(item)

@@ -86,7 +86,7 @@ def test_a_guest_that_is_killed_is_noticed_at_once(host, guest):
 
 
 def test_a_guest_that_ends_without_a_word_is_the_emulations_fault(host):
-    expected = rig.MachineLost if acceleration.hardware() else rig.TripleFault
+    expected = rig.MachineLost if acceleration.hardware() else rig.UnprovenTrap
     with pytest.raises(rig.MachineError) as caught, host.guest(cid=8, vsock=None) as guest:
         sleeping = guest.start(["sleep", "1000"])
         # QEMU ends of it, as of a triple fault.

@@ -22,7 +22,7 @@ from .errors import (
     MachinePanic,
     NotBuilt,
     RigError,
-    TripleFault,
+    UnprovenTrap,
 )
 from .guest import SYSTEM_ROOT, VSOCK, Guest
 from .host import Host, host
@@ -47,7 +47,7 @@ __all__ = [
     "NotBuilt",
     "Result",
     "RigError",
-    "TripleFault",
+    "UnprovenTrap",
     "UserMode",
     "host",
     "user_mode",

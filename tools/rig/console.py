@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable
 
 from . import runs
-from .errors import EmulationTrap, MachineError, MachineLost, MachinePanic
+from .errors import EmulationTrap, MachineError, MachineLost, MachinePanic, UnprovenTrap
 
 PANIC = re.compile(rb"Kernel panic - not syncing[^\r\n]*")
 
@@ -50,14 +50,17 @@ NESTED_TIMER_TEXT = (
     "the emulation of nested virtualization, not of the guest: it also strikes guests with the C driver alone"
 )
 
-# The stack of the thread that runs a guest's CPU is overwritten down to its end.
-STACK_END = re.compile(
-    rb"Kernel panic - not syncing: corrupted stack end(?:(?!---\[ end)[\s\S])*(?:shutdown_interception|kvm_vcpu_ioctl)\+0x"
+# The stack of the thread that runs a guest's CPU is overwritten down to its end: it is found when the thread
+# sleeps next.
+STACK_END_OF_CPU = re.compile(
+    rb"Kernel panic - not syncing: corrupted stack end(?:(?!---\[ end)[\s\S])*kvm_vcpu_ioctl\+0x"
 )
+# Of others than this one it was not seen yet where all modules are the kernel's.
+STACK_END_PROVEN = re.compile(STACK_END_OF_CPU.pattern.replace(b"kvm_vcpu_ioctl", b"shutdown_interception"))
 STACK_END_TEXT = (
     "the host's kernel met page faults in its page fault handler, down to the end of the stack, where it came back "
-    "from a guest and had that guest's GS. This is a fault of the emulation of nested virtualization: it also "
-    "strikes where all modules are the kernel's"
+    "from a guest and had that guest's GS. By all that is known this is a fault of the emulation of nested "
+    "virtualization"
 )
 
 # A breakpoint of the kernel's, which patches its text (static keys), is met where its text has none. Linux takes
@@ -115,8 +118,10 @@ class Console:
         found = PANIC.search(self._data)
         if DOUBLE_FAULT.search(self._data):
             self._on_error(self._trap(DOUBLE_FAULT_TEXT))
-        elif STACK_END.search(self._data):
+        elif STACK_END_PROVEN.search(self._data):
             self._on_error(self._trap(STACK_END_TEXT))
+        elif STACK_END_OF_CPU.search(self._data):
+            self._on_error(self._trap(STACK_END_TEXT, UnprovenTrap))
         elif NO_BREAKPOINT.search(self._data):
             self._on_error(self._trap(NO_BREAKPOINT_TEXT))
         elif found:
@@ -125,8 +130,8 @@ class Console:
         else:
             self._on_error(MachineLost(f"{self.name}: the virtual machine ended\n{self.tail()}"))
 
-    def _trap(self, text: str) -> EmulationTrap:
-        return EmulationTrap(f"{self.name}: {text}\n{self.tail()}")
+    def _trap(self, text: str, kind: type[EmulationTrap] = EmulationTrap) -> EmulationTrap:
+        return kind(f"{self.name}: {text}\n{self.tail()}")
 
     def masked_interrupt(self) -> EmulationTrap | None:
         """What a guest hung on, if its last words show that it was the emulation."""

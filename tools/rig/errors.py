@@ -30,8 +30,8 @@ class EmulationTrap(MachineError):
     """A guest or its host met a fault of the emulation, not of its own."""
 
 
-class TripleFault(EmulationTrap):
-    """A machine ended without a word: by all that is known a fault of the emulation, but nothing proves it."""
+class UnprovenTrap(EmulationTrap):
+    """By all that is known a fault of the emulation, but nothing proves it."""
 
 
 class CommandError(RigError):

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Mapping
 from . import acceleration, autopsy, initramfs, runs
 from .channel import Channel, Command, Kind
 from .console import Console
-from .errors import EmulationTrap, MachineError, MachineLost, RigError, TripleFault
+from .errors import EmulationTrap, MachineError, MachineLost, RigError, UnprovenTrap
 from .machine import Machine
 from .monitor import GuestMonitor, Monitor
 
@@ -188,7 +188,7 @@ class Guest(Machine):
         with contextlib.suppress(RigError):
             # A QEMU that ends by itself was asked to by its guest, or met a triple fault.
             if self._qemu.wait(END_DELAY, check=False).status == 0 and not self.console.orderly_end:
-                error = TripleFault(f"{TRIPLE_FAULT_TEXT}\n{error}")
+                error = UnprovenTrap(f"{TRIPLE_FAULT_TEXT}\n{error}")
         self._fail_at_once(error)
 
     def wait_ready(self) -> None:

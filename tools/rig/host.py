@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from . import acceleration, autopsy, programs, runs
 from .channel import Channel
 from .console import Console
-from .errors import EmulationTrap, MachineError, MachineHung, MachineLost, RigError, TripleFault, describe_status
+from .errors import EmulationTrap, MachineError, MachineHung, MachineLost, RigError, UnprovenTrap, describe_status
 from .guest import Guest
 from .machine import Machine, in_use
 from .monitor import HostMonitor
@@ -44,7 +44,7 @@ CPU_LOG = "host-cpu.log"
 TRIPLE_FAULT = "Triple fault"
 TRIPLE_FAULT_TEXT = (
     "It met a triple fault, without a word of its kernel. By all that is known this is a fault of the emulation of "
-    "nested virtualization: it also strikes hosts whose modules are all the kernel's"
+    "nested virtualization"
 )
 
 
@@ -169,7 +169,7 @@ class Host(Machine):
             words.append(f"QEMU {describe_status(status)}")
         kind = type(error)
         if kind is MachineLost and not self.console.orderly_end and self._met_triple_fault():
-            kind = TripleFault
+            kind = UnprovenTrap
             words.append(TRIPLE_FAULT_TEXT)
         self.channel.fail(kind("\n  ".join([str(error), *words])))
 
