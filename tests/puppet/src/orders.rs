@@ -215,6 +215,8 @@ fn trickle(socket: &Socket, count: usize) -> anyhow::Result<String> {
     for _ in 0..count {
         socket.send(b"!", 0)?;
     }
+    // The answer would wake the device, too.
+    thread::sleep(Duration::from_millis(200));
     Ok(String::new())
 }
 
